@@ -1,0 +1,1 @@
+"""Job files, ready to run: `orchestrator init --list`."""

@@ -1,0 +1,50 @@
+"""`Split`: how tensor parallelism divides one submodule. Standard library only; read by planning and by the engine.
+
+A model plug-in may say more of itself, each a plain function beside `shape` (see docs/models.md, "Declarations").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["column", "row", "vocab", "channels", "norm", "gather"]
+Layout = Literal["replicate", "sequence", "split"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One submodule under tensor parallelism. What no `Split` names is replicated and computed alike on every rank.
+
+    column: a linear layer or convolution, output features (channels) split: weight and bias dim 0.
+    row: a linear layer or convolution, input features (channels) split: weight dim 1, partial results summed, then the
+    bias added once. vocab: rows of an embedding split. channels: a norm over channels whose weights and buffers (dim 0)
+    are split along with its input. norm: weights replicated, runs on its piece of the sequence. gather: a container
+    whose input is made whole for the layers in it.
+
+    `input` and `output` say how activations arrive and leave: `replicate` (whole on every rank), `sequence` (dim 1
+    split), `split` (last dim, or channels, split). A column layer or container makes a `sequence` input whole itself.
+    The output of a container is what its own last layer leaves, except `sequence`: its result is whole and is cut.
+
+    Backwards: gradients that reach a whole input from column layers are partial and are summed, once: by the container
+    that made the input whole (a reduce-scatter), else by each column layer. A container of output `sequence` computes
+    alike on every rank, so its input's gradient is already whole and only cut; column layers in it sum for themselves.
+    """
+
+    kind: Kind
+    input: Layout = "replicate"
+    output: Layout = "replicate"
+
+
+def column_row_pairs(layers: Iterable[str]) -> dict[str, Split]:
+    """Return the plan of layers in a row: column, row, column, row; one left over at the end stays whole.
+
+    Between a column and its row layer only what treats features one by one may lie (a bend, pooling, flatten).
+    """
+    plan: dict[str, Split] = {}
+    names = list(layers)
+    for column, row in zip(names[::2], names[1::2], strict=False):
+        plan[column] = Split("column", "replicate", "split")
+        plan[row] = Split("row", "split", "replicate")
+    return plan

@@ -1,0 +1,183 @@
+"""A decoder-only transformer: RMS norm, rotary positions, grouped-query attention, SwiGLU. Torch-free.
+
+What it says of itself for planning is here (`shape`, layers, tensor parallelism, shared weights); torch is in `model`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..declare import Split
+from ..shape import ModelShape, require_dropout, require_positive
+from ..sizes import attention_flops, attention_params, gated_params, require_heads
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes. Tokens 0 .. `vocab` - 1 in, scores of the next token out at each of `seq_len` places.
+
+    `layers` blocks of width `dim`; `hidden` is the width of the feed-forward (0: 8/3 of `dim`, up to a multiple of 32).
+    `tied_embeddings`: the head uses the embedding's weights. `repeat`: the row of blocks is gone through this many
+    times with the same weights.
+    """
+
+    vocab: int = 256
+    seq_len: int = 128
+    dim: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 4
+    hidden: int = 0
+    dropout: float = 0.0
+    tied_embeddings: bool = False
+    repeat: int = 1
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab", "seq_len", "dim", "layers", "heads", "kv_heads", "repeat")
+        require_positive(**{name: getattr(self, name) for name in sizes})
+        require_dropout(self.dropout)
+        require_heads(self.dim, self.heads, self.kv_heads)
+        if self.hidden < 0:
+            raise ValueError(f"hidden must be 0 (chosen from dim) or a width, not {self.hidden}")
+        if self.rope_base <= 1 or self.norm_eps <= 0:
+            raise ValueError(f"rope_base must be above 1 and norm_eps above 0, not {self.rope_base}, {self.norm_eps}")
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of the feed-forward."""
+        return self.hidden or -(-8 * self.dim // 96) * 32
+
+
+def shape(config: Config) -> ModelShape:
+    """Return the model in numbers: token numbers (int64) in, scores of the next token out."""
+    costs = layer_costs(config)
+    reused = config.vocab * config.dim if config.tied_embeddings else 0
+    reused += block_params(config) * config.layers * (config.repeat - 1)
+    return ModelShape(
+        num_params=sum(params for _, params in costs) - reused,
+        flops_per_sample=sum(flops for flops, _ in costs),
+        inputs=(config.seq_len,),
+        outputs=(config.seq_len, config.vocab),
+        loss="cross_entropy",
+        input_dtype="int64",
+    )
+
+
+def block_params(config: Config) -> int:
+    """Return the weights of one block."""
+    attention = attention_params(config.dim, config.heads, config.kv_heads)
+    return attention + gated_params(config.dim, config.hidden_width) + 2 * config.dim
+
+
+def layer_names(config: Config) -> list[str]:
+    """Return the names of the layers in order."""
+    return ["embedding", *block_names(config), "norm", "head"]
+
+
+def block_names(config: Config) -> list[str]:
+    """Return the names of the blocks, repeats included."""
+    return [f"block{number}" for number in range(1, config.layers * config.repeat + 1)]
+
+
+def attention_layers(config: Config) -> list[str]:
+    """Return the submodules that attend over positions: where a split sequence comes together."""
+    return [f"layers.{name}.attention" for name in block_names(config)]
+
+
+def layer_costs(config: Config) -> list[tuple[int, int]]:
+    """Return (operations on one sample, weights) of every layer; shared weights count wherever they are used."""
+    flops = attention_flops(config.seq_len, config.dim, config.heads, config.kv_heads)
+    flops += 2 * config.seq_len * gated_params(config.dim, config.hidden_width)
+    blocks = [(flops, block_params(config))] * (config.layers * config.repeat)
+    table = config.vocab * config.dim
+    return [(0, table), *blocks, (0, config.dim), (2 * config.seq_len * table, table)]
+
+
+def shared_parameters(config: Config) -> list[tuple[str, str]]:
+    """Return (first path, other path) of weights used in several layers: tied embedding, repeated blocks."""
+    blocks = block_names(config)
+    parts = [f"attention.{name}" for name in ("query", "key", "value", "output")]
+    parts += [f"feed_forward.{name}" for name in ("gate", "up", "down")] + ["attention_norm", "feed_forward_norm"]
+    found = [
+        (f"layers.{blocks[at % config.layers]}.{part}.weight", f"layers.{blocks[at]}.{part}.weight")
+        for at in range(config.layers, len(blocks))
+        for part in parts
+    ]
+    if config.tied_embeddings:
+        found.append(("layers.embedding.weight", "layers.head.weight"))
+    return found
+
+
+def tensor_plan(config: Config, sequence_parallel: bool) -> dict[str, Split]:
+    """Return how tensor parallelism splits each submodule (Shoeybi et al. 2019, Korthikanti et al. 2022)."""
+    plan = outer_plan(sequence_parallel)
+    for block in block_names(config):
+        plan |= attention_plan(f"layers.{block}", sequence_parallel)
+        plan |= feed_forward_plan(f"layers.{block}.feed_forward", sequence_parallel)
+    return plan
+
+
+def outer_plan(sequence_parallel: bool) -> dict[str, Split]:
+    """Return the plan of embedding, last norm and head."""
+    if not sequence_parallel:
+        return {"layers.embedding": Split("vocab"), "layers.head": Split("column", output="split")}
+    return {
+        "layers.embedding": Split("vocab", output="sequence"),
+        "layers.norm": Split("norm", "sequence", "sequence"),
+        "layers.head": Split("column", "sequence", "split"),
+    }
+
+
+def attention_plan(block: str, sequence_parallel: bool) -> dict[str, Split]:
+    """Return the plan of a block's attention and of its two norms."""
+    plan = {f"{block}.attention.{name}": Split("column", output="split") for name in ("query", "key", "value")}
+    plan[f"{block}.attention.output"] = Split("row", "split", "sequence" if sequence_parallel else "replicate")
+    if sequence_parallel:
+        plan |= {
+            f"{block}.attention_norm": Split("norm", "sequence", "sequence"),
+            f"{block}.attention": Split("gather", "sequence"),
+            f"{block}.feed_forward_norm": Split("norm", "sequence", "sequence"),
+        }
+    return plan
+
+
+def feed_forward_plan(path: str, sequence_parallel: bool) -> dict[str, Split]:
+    """Return the plan of a gated feed-forward."""
+    plan = {f"{path}.{name}": Split("column", output="split") for name in ("gate", "up")}
+    plan[f"{path}.down"] = Split("row", "split", "sequence" if sequence_parallel else "replicate")
+    if sequence_parallel:
+        plan[path] = Split("gather", "sequence")
+    return plan
+
+
+def tensor_limits(config: Config) -> dict[str, int]:
+    """Return the numbers that the tensor degree must divide."""
+    hidden = config.hidden_width
+    return {"heads": config.heads, "kv_heads": config.kv_heads, "hidden": hidden, "vocab": config.vocab}
+
+
+def build(config: Config) -> nn.Module:
+    """Return the network: tokens int64 [B, seq_len] -> scores [B, seq_len, vocab]. Shorter sequences work too."""
+    from .model import build_transformer
+
+    return build_transformer(config)
+
+
+def init_parameter(name: str, tensor: Tensor, generator: Generator) -> None:
+    """Fill a full CPU tensor in place: norms 1, embedding and head normal of 0.02, others by their fan-in."""
+    from ..init import init_transformer_parameter
+
+    init_transformer_parameter(name, tensor, generator)
+
+
+def shard_units(module: nn.Module) -> list[str]:
+    """Return the layers that are sharded, recomputed and compiled one by one."""
+    from ..layered import layers_with_own_parameters
+
+    return layers_with_own_parameters(module)

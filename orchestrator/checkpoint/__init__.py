@@ -1,0 +1,1 @@
+"""Checkpoints: a folder per save, a manifest as commit, verified before anything is read."""

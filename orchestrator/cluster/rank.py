@@ -1,0 +1,83 @@
+"""What every rank process does around `run_rank`, under Ray and as a local child: its log and its last words."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.cluster.failure import failure_of, write_failure
+from orchestrator.runs.heartbeat import read_heartbeats
+from orchestrator.runs.paths import RunDir
+
+if TYPE_CHECKING:
+    from orchestrator.train.ports import FitResult, StepReport
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run_guarded(
+    folder: str,
+    *,
+    rank: int,
+    world_size: int,
+    local_rank: int,
+    attempt: int,
+    token: int,
+    resume: bool,
+    report: Callable[[StepReport], None] | None = None,
+) -> FitResult:
+    """Train as one rank of a run; its first step waits until the driver allows it.
+
+    What the rank raises is left in the run's folder for the driver, then raised again. Output of any kind goes to
+    `logs/rank-<r>.log`.
+    """
+    run = RunDir(Path(folder))
+    die_with_parent()
+    redirect_output(run.logs / f"rank-{rank}.log")
+    try:
+        from orchestrator.train.entry import run_rank
+
+        more = {} if report is None else {"report": report}
+        return run_rank(
+            run,
+            rank=rank,
+            world_size=world_size,
+            local_rank=local_rank,
+            attempt=attempt,
+            token=token,
+            resume=resume,
+            wait_for_go=True,
+            **more,
+        )
+    except BaseException as error:
+        # Whatever ends a rank must be told: the launcher's own wrapping loses rank, step and hint.
+        with suppress(OSError):
+            write_failure(run, attempt, failure_of(error, rank=rank, step=_last_step(run, rank)))
+        raise
+
+
+def die_with_parent() -> None:
+    """Ask the kernel (Linux) to kill this process when its parent dies, so that no rank is left behind."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def redirect_output(path: Path) -> None:
+    """Send everything this process prints, C libraries included, to the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+
+
+def _last_step(run: RunDir, rank: int) -> int:
+    return next((beat.step for beat in read_heartbeats(run) if beat.rank == rank), -1)

@@ -1,0 +1,1 @@
+"""Data sets, their splits and digests, and the order of samples. Torch comes with `load` only."""

@@ -1,0 +1,50 @@
+"""Logging set-up: called by doors and workers only. Our lines go where the caller says, third parties go to a file."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+LOGGER_NAME = "orchestrator"
+_CREDENTIALS = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s]+@")
+_QUERY = re.compile(r"([?&](?:[a-z_-]*(?:token|password|passwd|secret|key|sig|signature))=)[^&\s\"']+", re.IGNORECASE)
+_SECRET_WORDS = {"token", "password", "passwd", "passphrase", "secret", "key", "apikey", "credential", "credentials"}
+
+
+def get_logger(name: str = "") -> logging.Logger:
+    """Return our logger, or a child of it (`get_logger("train")` -> `orchestrator.train`)."""
+    return logging.getLogger(f"{LOGGER_NAME}.{name}" if name else LOGGER_NAME)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formats a record and its traceback without the credentials that URIs may carry."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return redact(super().format(record))
+
+
+def setup_file_logging(path: Path, *, rank: int | None = None, level: int = logging.INFO) -> None:
+    """Send every record of this process (ours and third parties') to `path`, appended; nothing to the terminal."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tag = f"rank {rank} " if rank is not None else ""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(RedactingFormatter(f"%(asctime)s {tag}%(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+def redact(text: str) -> str:
+    """Return `text` without the credentials inside URIs: `scheme://user:password@host` and `?token=...`."""
+    return _QUERY.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
+
+
+def redact_value(key: str, value: object) -> str:
+    """Return `value` as text to show: masked when its key reads like a secret (`s3.secret_key`), else redacted."""
+    last = key.replace("/", ".").rsplit(".", 1)[-1].lower()
+    secret = any(word in _SECRET_WORDS for word in re.split(r"[_\-]", last))
+    if secret and value not in (None, "") and not isinstance(value, bool | int | float):
+        return "***"
+    return redact(str(value))

@@ -1,0 +1,1 @@
+"""What the user asked for. Imports neither torch, ray nor mlflow."""

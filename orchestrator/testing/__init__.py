@@ -1,0 +1,1 @@
+"""Lent to plug-in authors: a spawner of ranks and conformance suites."""

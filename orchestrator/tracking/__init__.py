@@ -1,0 +1,1 @@
+"""The port to MLflow: the only package that imports it."""

@@ -1,0 +1,151 @@
+"""What the driver holds of the sender: start it, wait for the run's link, finish it, replay later. No mlflow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+
+from orchestrator.environment import tracking_environment
+from orchestrator.errors import TrackingError
+from orchestrator.runs.paths import RunDir
+from orchestrator.tracking.busy import progress_mark
+from orchestrator.tracking.cursor import count_remaining, load_cursor
+from orchestrator.tracking.request import TrackingRequest, TrackingState, read_request, read_state
+
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class SyncCounts:
+    """What `sync` did: records shipped now, still waiting, refused by MLflow (ever), and the state."""
+
+    shipped: int
+    remaining: int
+    rejected: int
+    state: TrackingState
+
+
+class SenderHandle:
+    """A running sender process, in a session of its own so that Ctrl-C in the terminal does not reach it."""
+
+    def __init__(self, run: RunDir, request: TrackingRequest, launch: str, process: subprocess.Popen[bytes]) -> None:
+        self.run = run
+        self.request = request
+        self.process = process
+        self._launch = launch
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        return self.process.poll() is None
+
+    def state(self) -> TrackingState:
+        """Return what this start of the sender announced so far; does not wait."""
+        state = read_state(self.run)
+        return state if state.launch == self._launch else TrackingState("starting", uri=self.request.uri)
+
+    def wait_ready(self, timeout_s: float = 60.0) -> TrackingState:
+        """Wait until the MLflow run exists and return its ids and link; no wait on resume or when offline is allowed.
+
+        Raises TrackingError when a first start cannot reach its store.
+        """
+        if self.request.resume or self.request.offline:
+            return self.state()
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            alive, state = self.is_alive, self.state()
+            if state.state == "failed":
+                raise TrackingError(state.error, hint=state.hint)
+            if state.run_id and state.state != "starting":
+                return state
+            if not alive:
+                raise TrackingError(
+                    f"the tracking sender ended with code {self.process.returncode}: {_tail(self.run)}",
+                    hint=f"see {self.run.logs / 'sender.log'}",
+                )
+            time.sleep(POLL_S)
+        raise TrackingError(
+            f"MLflow at {_shown(self.request)} is not ready after {timeout_s:.0f} s",
+            hint="start the server, or mend `track.uri`, or set `track.offline: true`",
+        )
+
+    def finish(self, timeout_s: float = 10.0) -> int:
+        """Wait until all is shipped and the final status is set; return how many records remain (0: all done).
+
+        Write the `status` record and close the writers first. Waits as long as the sender gets on, and `timeout_s`
+        beyond its last progress; then it is asked to leave and what remains can be shipped by `sync`.
+        """
+        mark, end = progress_mark(self.run), time.monotonic() + timeout_s
+        while self.is_alive and time.monotonic() < end:
+            time.sleep(POLL_S)
+            now = progress_mark(self.run)
+            if now != mark:
+                mark, end = now, time.monotonic() + timeout_s
+        self.stop()
+        return count_remaining(self.run)
+
+    def stop(self, grace_s: float = 3.0) -> None:
+        """End the process: asked first, then killed. What it had not shipped stays in the spool."""
+        if self.is_alive:
+            self.process.terminate()
+            try:
+                self.process.wait(grace_s)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+
+
+def start_sender(run: RunDir, request: TrackingRequest, *, once: bool = False) -> SenderHandle:
+    """Start the sender of a run whose request is written (`request.write_request`); returns at once."""
+    launch = uuid.uuid4().hex
+    run.logs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "orchestrator.tracking.sender", str(run.path), "--launch", launch]
+    with open(run.logs / "sender.out", "ab") as out:
+        process = subprocess.Popen(
+            command + (["--once"] if once else []),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=tracking_environment(),
+            cwd=run.path,
+        )
+    return SenderHandle(run, request, launch, process)
+
+
+def sync(run: RunDir, timeout_s: float = 600.0) -> SyncCounts:
+    """Ship everything a run has left and set the status of a run whose driver is gone. Doing it again changes nothing.
+
+    Raises TrackingError when the run was never tracked or a sender of a living driver is at work on it.
+    """
+    request = read_request(run)
+    if request is None:
+        raise TrackingError(f"the run {run.run_id} has no tracking request", hint="it was never tracked")
+    before = load_cursor(run)
+    if before.closed and not count_remaining(run):
+        return SyncCounts(0, 0, before.rejected, read_state(run))
+    handle = start_sender(run, request, once=True)
+    try:
+        handle.process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        handle.stop()
+    cursor = load_cursor(run)
+    return SyncCounts(cursor.shipped - before.shipped, count_remaining(run), cursor.rejected, read_state(run))
+
+
+def _tail(run: RunDir) -> str:
+    for name in ("sender.log", "sender.out"):
+        path = run.logs / name
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.exists() else []
+        if lines:
+            return lines[-1]
+    return "no output"
+
+
+def _shown(request: TrackingRequest) -> str:
+    from orchestrator.log import redact
+
+    return redact(request.uri)

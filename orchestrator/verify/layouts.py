@@ -1,0 +1,110 @@
+"""Which layouts there are for a job: its own, or every one that fits. Pure arithmetic, by `build_plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from orchestrator.errors import PlanError
+from orchestrator.plan.available import Available
+from orchestrator.plan.build import build_plan
+from orchestrator.plan.layout import AXES, Layout
+from orchestrator.spec.job import JobSpec
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout of a job that fits: the job under it, its plan's figures, and its name for people."""
+
+    job: JobSpec
+    layout: Layout
+    pieces: int
+    """Forward passes per step over all data ranks: accumulated runs, or a pipeline's microbatches."""
+    label: str
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.layout.world_size
+
+
+def own_layout(job: JobSpec) -> Candidate:
+    """Return the job's own layout. Raises PlanError when it does not fit, or is one process: nothing to compare."""
+    found = candidate_of(job)
+    if found.world_size == 1:
+        raise PlanError(
+            "the layout is one process: there is nothing to compare it with",
+            hint="set an axis (parallel.replicate=2), or try every layout: --layouts all --ranks 4",
+        )
+    return found
+
+
+def fitting(job: JobSpec, max_ranks: int) -> Iterator[Candidate]:
+    """Yield every layout of 2 to `max_ranks` ranks that the plan accepts for this job, each once."""
+    for layout in factorisations(max_ranks):
+        try:
+            yield candidate_of(with_layout(job, layout))
+        except PlanError:
+            continue
+
+
+def factorisations(max_ranks: int) -> Iterator[Layout]:
+    """Yield every way to write 2 to `max_ranks` ranks as a product of the axes, experts over none or some of them."""
+
+    def extend(chosen: tuple[int, ...], used: int) -> Iterator[tuple[int, ...]]:
+        if len(chosen) == len(AXES):
+            yield chosen
+            return
+        for degree in range(1, max_ranks // used + 1):
+            yield from extend((*chosen, degree), used * degree)
+
+    for degrees in extend((), 1):
+        layout = Layout(**dict(zip(AXES, degrees, strict=True)))
+        if layout.world_size == 1:
+            continue
+        for expert in range(1, layout.num_data_ranks + 1):
+            if layout.num_data_ranks % expert == 0:
+                yield replace(layout, expert=expert)
+
+
+def with_layout(job: JobSpec, layout: Layout, schedule: str | None = None) -> JobSpec:
+    """Return the job under a layout; stages given by name hold for the job's own number of stages only."""
+    changes: dict[str, object] = dict(zip(AXES, layout.degrees, strict=True))
+    changes["expert"] = layout.expert
+    if schedule is not None:
+        changes["schedule"] = schedule
+    if layout.pipeline != job.parallel.pipeline:
+        changes |= {"cuts": (), "microbatches": None}
+    return job.model_copy(update={"parallel": job.parallel.model_copy(update=changes)})
+
+
+def on_one_process(job: JobSpec, pieces: int) -> JobSpec:
+    """Return the job's one-process reference: no axes, the same batch in `pieces` forward passes."""
+    parallel = type(job.parallel)(replicate=1)
+    train = job.train.model_copy(update={"accumulate": pieces})
+    return job.model_copy(update={"parallel": parallel, "train": train})
+
+
+def on_cpus(job: JobSpec) -> JobSpec:
+    """Return the job for this machine's processes: gloo, no GPU, no fused kernels."""
+    cluster = job.cluster.model_copy(update={"gpus_per_worker": 0.0, "backend": "gloo", "address": None})
+    train = job.train.model_copy(update={"compile": False})
+    return job.model_copy(update={"cluster": cluster, "train": train})
+
+
+def in_precision(job: JobSpec, precision: str) -> JobSpec:
+    """Return the job in another precision."""
+    return job.model_copy(update={"train": job.train.model_copy(update={"precision": precision})})
+
+
+def candidate_of(job: JobSpec) -> Candidate:
+    """Plan a job. Raises PlanError when it does not fit."""
+    plan = build_plan(job, Available.unknown())
+    runs = plan.stages.microbatches if plan.stages else plan.batch.accumulate
+    label = plan.layout.describe()
+    if plan.stages:
+        label += f", {plan.stages.schedule}"
+    if plan.layout.tensor > 1 and not job.parallel.sequence:
+        label += ", whole sequences"
+    # `auto` is settled here, so that every process reads the same numbers.
+    return Candidate(with_layout(job, plan.layout), plan.layout, runs * plan.layout.num_data_ranks, label)

@@ -1,0 +1,48 @@
+"""The engine asks the model, not the data alone, how images lie in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator import plugins
+from orchestrator.parallel.process import Rank
+from orchestrator.spec.load import load_spec
+from orchestrator.train.engine import Engine, build_engine
+
+CL, PLAIN = torch.channels_last, torch.contiguous_format
+
+
+def engine(**train: Any) -> Engine:
+    model = {"use": "cnn", "channels": [4]}
+    return build_engine(
+        load_spec({"model": model, "data": {"use": "digits"}, "train": {"steps": 1, **train}}), Rank(0, 1, 0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("says", "wanted", "found"),
+    [
+        (True, "auto", CL),
+        (None, "auto", CL),
+        (False, "auto", PLAIN),
+        (False, "channels_last", CL),
+        (True, "contiguous", PLAIN),
+    ],
+)
+def test_auto_follows_what_the_model_says_of_images(
+    says: bool | None, wanted: str, found: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = plugins.load("models", "cnn")
+    if says is None:
+        monkeypatch.delattr(plugin, "image_input")
+    else:
+        monkeypatch.setattr(plugin, "image_input", says)
+    assert engine(memory_format=wanted).memory_format is found
+
+
+def test_data_that_is_no_image_stays_as_it_is() -> None:
+    job = {"model": {"use": "mlp", "inputs": 64, "outputs": 10}, "data": {"use": "digits", "flat": True}}
+    assert build_engine(load_spec({**job, "train": {"steps": 1}}), Rank(0, 1, 0)).memory_format is PLAIN
