@@ -121,6 +121,7 @@ def axis_problems(job: JobSpec, layout: Layout) -> list[Problem]:
         *_context_problems(job, layout),
         *_tensor_problems(job, layout),
         *_recompute_problems(job),
+        *_chunk_problems(job),
     ]
 
 
@@ -146,6 +147,13 @@ def _recompute_problems(job: JobSpec) -> list[Problem]:
         return []
     message = f"model {job.model.use} does not declare its blocks (shard_units)"
     return [Problem("train.activation_checkpoint", message, "set it to none, or declare them", "no-blocks")]
+
+
+def _chunk_problems(job: JobSpec) -> list[Problem]:
+    if job.train.loss_chunks == 1 or _declared(job, "layer_names")[0] is not None:
+        return []
+    message = f"model {job.model.use} does not declare its layers by name (layer_names), so its last one is not known"
+    return [Problem("train.loss_chunks", message, "leave it out, or declare them (docs/models.md)", "no-layers")]
 
 
 def _expert_problems(job: JobSpec, layout: Layout) -> list[Problem]:

@@ -74,6 +74,8 @@ class TrainSection(Section):
     """Layout of image tensors; auto: channels_last for images, unless the model says `image_input = False`."""
     loss: Use | None = None
     """cross_entropy, mse, bce, or your own; absent: the one the model names."""
+    loss_chunks: PositiveInt = 1
+    """Pieces of a linear last layer and the loss, done one by one: saves the memory of a large vocabulary's scores."""
     metrics: tuple[Use, ...] | None = None
     """accuracy, top_k, mae, r2, or your own; absent: those that fit the loss."""
     callbacks: tuple[Use, ...] = ()

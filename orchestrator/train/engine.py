@@ -27,6 +27,7 @@ from orchestrator.plan.plan import Plan
 from orchestrator.plan.stages import SPLIT_BACKWARD
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.balance import ExpertBalance
+from orchestrator.train.chunked import ChunkedHead
 from orchestrator.train.loss import Loss, build_loss, over_split_classes
 from orchestrator.train.metrics import Metric, build_metrics
 from orchestrator.train.optim import build_optimizer
@@ -54,6 +55,8 @@ class Engine:
     metrics: dict[str, Metric]
     memory_format: torch.memory_format
     balance: ExpertBalance
+    chunked: ChunkedHead | None = None
+    """The last layer, where it takes the loss in pieces and this rank has it."""
     logits_group: dist.ProcessGroup | None = None
     """Ranks over which the classes of the outputs are split; None: every rank has them whole."""
     context_group: dist.ProcessGroup | None = None
@@ -145,6 +148,7 @@ def build_engine(job: JobSpec, rank: Rank) -> Engine:
         metrics=build_metrics(job, plan),
         memory_format=memory_format,
         balance=ExpertBalance(model.module, data_group(mesh, plan.layout), _num_passes(plan)),
+        chunked=_chunked_head(job, model, loss, tensor_plan),
         logits_group=logits_group,
         context_group=mesh.get_group("context") if mesh is not None and plan.layout.context > 1 else None,
     )
@@ -204,6 +208,19 @@ def _splits_outputs(job: JobSpec, tensor_plan: Mapping[str, Split]) -> bool:
     names = plugin.layer_names(plugins.build_config(plugin.Config, job.model.options))
     head = tensor_plan.get(f"layers.{names[-1]}")
     return head is not None and head.kind == "column" and head.output == "split"
+
+
+def _chunked_head(
+    job: JobSpec, model: ParallelModel, loss: Loss, tensor_plan: Mapping[str, Split]
+) -> ChunkedHead | None:
+    """Let the last layer take the loss in pieces; None when the job does not ask, or the layer is on another stage."""
+    if job.train.loss_chunks == 1 or (model.pipeline is not None and not model.pipeline.has_last):
+        return None
+    plugin: Any = plugins.load("models", job.model.use)
+    name = f"layers.{plugin.layer_names(plugins.build_config(plugin.Config, job.model.options))[-1]}"
+    how = tensor_plan.get(name)
+    pieces = job.parallel.tensor if how is not None and how.input == "sequence" else 1
+    return ChunkedHead(model.module.get_submodule(name), loss, job.train.loss_chunks, pieces)
 
 
 def _build_model(

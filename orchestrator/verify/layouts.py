@@ -79,9 +79,9 @@ def with_layout(job: JobSpec, layout: Layout, schedule: str | None = None) -> Jo
 
 
 def on_one_process(job: JobSpec, pieces: int) -> JobSpec:
-    """Return the job's one-process reference: no axes, the same batch in `pieces` forward passes."""
+    """Return the job's one-process reference: no axes, the same batch in `pieces` passes, the loss in one piece."""
     parallel = type(job.parallel)(replicate=1)
-    train = job.train.model_copy(update={"accumulate": pieces})
+    train = job.train.model_copy(update={"accumulate": pieces, "loss_chunks": 1})
     return job.model_copy(update={"parallel": parallel, "train": train})
 
 
