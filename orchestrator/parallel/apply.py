@@ -102,6 +102,7 @@ def apply_layout(
     expert_layers: Iterable[str] = (),
     expert_mesh: DeviceMesh | None = None,
     attention_layers: Iterable[str] = (),
+    context_attention: str | None = None,
     shard_units: Iterable[str] = (),
     recompute: str = "none",
     recompute_every: int = 2,
@@ -124,7 +125,7 @@ def apply_layout(
     if expert_mesh is not None:
         experts = apply_experts(module, expert_layers, expert_mesh["expert"])
     if mesh is not None and layout.context > 1:
-        apply_context(module, attention_layers, mesh.get_group("context"))
+        apply_context(module, attention_layers, mesh.get_group("context"), context_attention or "heads")
     units = list(shard_units)
     apply_recompute(module, units, recompute, recompute_every)
     if compile_model:

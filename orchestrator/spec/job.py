@@ -102,7 +102,9 @@ class ParallelSection(Section):
     shard: PositiveInt = 1
     """Ranks that share weights, gradients and optimiser state (FSDP2), each on its own slice of the batch."""
     context: PositiveInt = 1
-    """Ranks over which every sequence is split; attention trades sequence for heads. Must divide the heads."""
+    """Ranks over which every sequence is split; must divide its length. How attention does it: `context_attention`."""
+    context_attention: Literal["auto", "heads", "ring"] = "auto"
+    """heads: all-to-all, for heads that divide; ring: keys and values go round, for any; auto: heads if they divide."""
     tensor: PositiveInt = 1
     """Ranks over which single layers are split (features, heads, channels, vocabulary), all on the same samples."""
     sequence: bool = True

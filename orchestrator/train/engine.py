@@ -255,6 +255,7 @@ def _build_model(
         expert_layers=_expert_layers(job, plan),
         expert_mesh=build_expert_mesh(plan.layout, rank.device.type),
         attention_layers=_attention_layers(job, plan),
+        context_attention=plan.context_attention,
         shard_units=units,
         recompute=job.train.activation_checkpoint,
         recompute_every=job.train.activation_checkpoint_every,

@@ -42,10 +42,11 @@ def own_layout(job: JobSpec) -> Candidate:
 def fitting(job: JobSpec, max_ranks: int) -> Iterator[Candidate]:
     """Yield every layout of 2 to `max_ranks` ranks that the plan accepts for this job, each once."""
     for layout in factorisations(max_ranks):
-        try:
-            yield candidate_of(with_layout(job, layout))
-        except PlanError:
-            continue
+        for way in ways(layout):
+            try:
+                yield candidate_of(with_layout(job, layout, attention=way))
+            except PlanError:
+                continue
 
 
 def factorisations(max_ranks: int) -> Iterator[Layout]:
@@ -67,12 +68,19 @@ def factorisations(max_ranks: int) -> Iterator[Layout]:
                 yield replace(layout, expert=expert)
 
 
-def with_layout(job: JobSpec, layout: Layout, schedule: str | None = None) -> JobSpec:
+def ways(layout: Layout) -> tuple[str | None, ...]:
+    """Return every value of `parallel.context_attention` that makes a difference under this layout; None: none does."""
+    return ("heads", "ring") if layout.context > 1 else (None,)
+
+
+def with_layout(job: JobSpec, layout: Layout, schedule: str | None = None, attention: str | None = None) -> JobSpec:
     """Return the job under a layout; stages given by name hold for the job's own number of stages only."""
     changes: dict[str, object] = dict(zip(AXES, layout.degrees, strict=True))
     changes["expert"] = layout.expert
     if schedule is not None:
         changes["schedule"] = schedule
+    if attention is not None:
+        changes["context_attention"] = attention
     if layout.pipeline != job.parallel.pipeline:
         changes |= {"cuts": (), "microbatches": None}
     return job.model_copy(update={"parallel": job.parallel.model_copy(update=changes)})
@@ -106,5 +114,8 @@ def candidate_of(job: JobSpec) -> Candidate:
         label += f", {plan.stages.schedule}"
     if plan.layout.tensor > 1 and not job.parallel.sequence:
         label += ", whole sequences"
+    if plan.context_attention == "ring":
+        label += ", ring attention"
     # `auto` is settled here, so that every process reads the same numbers.
-    return Candidate(with_layout(job, plan.layout), plan.layout, runs * plan.layout.num_data_ranks, label)
+    settled = with_layout(job, plan.layout, attention=plan.context_attention)
+    return Candidate(settled, plan.layout, runs * plan.layout.num_data_ranks, label)
