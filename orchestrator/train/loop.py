@@ -10,6 +10,7 @@ import torch
 
 from orchestrator.errors import TrainError
 from orchestrator.parallel.process import sum_over_ranks
+from orchestrator.train.balance import is_drawn
 from orchestrator.train.callbacks import Callbacks, Moment
 from orchestrator.train.engine import Engine
 from orchestrator.train.evaluate import evaluate
@@ -157,6 +158,9 @@ class Trainer:
                 hint="look for a division by zero or a logarithm of zero in the loss or in the data",
             )
         step_s = self.clock.lap()
+        experts = self.engine.balance.figures()
+        if experts.loads and is_drawn(step, self.job.track.every_steps, self.batch.total_steps):
+            self.ports.recorder.record("experts", step=step, loads=experts.loads)
         self.ports.recorder.metrics(
             step,
             {
@@ -166,7 +170,7 @@ class Trainer:
                 "train/epoch": self.batch.epoch_after(step),
                 "perf/step_s": step_s,
                 "perf/samples_per_s": self.batch.global_batch / step_s,
-                **self.engine.balance.metrics(),
+                **experts.metrics,
             },
         )
 
