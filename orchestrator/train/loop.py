@@ -15,7 +15,7 @@ from orchestrator.train.callbacks import Callbacks, Moment
 from orchestrator.train.engine import Engine
 from orchestrator.train.evaluate import evaluate
 from orchestrator.train.ports import FitResult, Ports, StepReport
-from orchestrator.train.profile import StepProfiler
+from orchestrator.train.profile import PipelineProfiler, StepProfiler
 from orchestrator.train.progress import Progress
 from orchestrator.train.step import StepOutcome, Stepper
 
@@ -70,6 +70,7 @@ class Trainer:
         self.callbacks = Callbacks(engine.job)
         self.moment = Moment(engine.job, engine.plan, engine.rank.rank, engine.model.module, engine.optimizer)
         self.profiler = StepProfiler(False, None, 0)
+        self.pipeline = PipelineProfiler(None, None, ports.recorder, 0)
         self.progress = Progress()
         self.clock = _Clock()
         self.saved_at = -1
@@ -83,8 +84,7 @@ class Trainer:
             self.progress = self.saver.restore(self.engine) or Progress()
             self.saved_at = self.progress.step
         self.callbacks.start(self.moment, self.progress.step)
-        traced = self.job.train.profile and self.engine.rank.is_main
-        self.profiler = StepProfiler(traced, self.ports.run, self.batch.total_steps - self.progress.step)
+        self._start_profile()
         started, status = time.perf_counter(), "finished"
         while self.progress.step < self.batch.total_steps:
             status = self.advance()
@@ -93,6 +93,7 @@ class Trainer:
         else:
             status = "finished"
         self.profiler.close()
+        self.pipeline.close()
         if self.saved_at != self.progress.step:
             self._save(best=False)
         self.ports.beat(self.progress.step, "checkpoint")
@@ -102,12 +103,20 @@ class Trainer:
         self.ports.beat(self.progress.step, "outside")
         return self._result(status, time.perf_counter() - started, best, newest)
 
+    def _start_profile(self) -> None:
+        if not self.job.train.profile:
+            return
+        left = self.batch.total_steps - self.progress.step
+        run = self.ports.run if self.engine.rank.is_main else None
+        self.profiler = StepProfiler(self.engine.rank.is_main, run, left)
+        self.pipeline = PipelineProfiler(self.engine.model.pipeline, run, self.ports.recorder, left)
+
     def advance(self) -> str:
         """Take one step; return running, stopped, early_stopped or finished."""
         progress, monitor = self.progress, self.job.train.monitor
         self.ports.beat(progress.step, "step")
         begun = time.perf_counter()
-        outcome = self.stepper.step(progress.step)
+        outcome = self.pipeline.take(lambda: self.stepper.step(progress.step), progress.step + 1)
         self.clock.add(time.perf_counter() - begun)
         progress.step += 1
         self._count_skips(outcome)
