@@ -83,7 +83,7 @@ class TrainSection(Section):
     monitor: MonitorSection = MonitorSection()
     """Decides the best checkpoint and early stopping."""
     profile: bool = False
-    """Trace a few steps of rank 0 with torch's profiler into the run's artifacts (also `run --profile`)."""
+    """Trace some steps of rank 0, and a pipeline's ranks, into the run's artifacts (also `run --profile`)."""
     max_skipped_steps: NonNegativeInt = 3
     """Steps in a row whose loss or gradient is not finite that are skipped before the run fails."""
 

@@ -147,7 +147,12 @@ def build_engine(job: JobSpec, rank: Rank) -> Engine:
         loss=loss,
         metrics=build_metrics(job, plan),
         memory_format=memory_format,
-        balance=ExpertBalance(model.module, data_group(mesh, plan.layout), _num_passes(plan)),
+        balance=ExpertBalance(
+            model.module,
+            data_group(mesh, plan.layout),
+            _num_passes(plan),
+            model.pipeline.group if model.pipeline is not None else None,
+        ),
         chunked=_chunked_head(job, model, loss, tensor_plan),
         logits_group=logits_group,
         context_group=mesh.get_group("context") if mesh is not None and plan.layout.context > 1 else None,
