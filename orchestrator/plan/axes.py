@@ -23,6 +23,7 @@ from orchestrator.spec.job import JobSpec
 _KEYS_OF_AXIS = {
     "pipeline": ("schedule", "microbatches", "stages_per_rank", "cuts"),
     "tensor": ("sequence",),
+    "shard": ("reshard_after_forward",),
 }
 
 
