@@ -9,11 +9,11 @@ from typing import Any, Protocol, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining import schedules as torch_schedules
 
 from orchestrator.errors import PlanError
+from orchestrator.parallel.sharding import put_weights_away
 from orchestrator.parallel.shared import SharedOverStages
 from orchestrator.plan.stages import SINGLE, SPLIT_BACKWARD, Stages
 
@@ -119,9 +119,7 @@ class Pipeline:
         """Send a batch through all stages without gradients; return the outputs where the last stage is, else None."""
         outputs = self._send_through(inputs, {})
         for stage in self.modules.values():
-            for unit in stage.modules():
-                if isinstance(unit, FSDPModule):
-                    unit.reshard()  # stages keep weights whole until a backward pass, which does not come here
+            put_weights_away(stage)
         return outputs
 
     def _send_through(self, inputs: Tensor, seen: dict[int, tuple[Tensor, Tensor]]) -> Tensor | None:

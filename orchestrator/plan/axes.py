@@ -24,6 +24,7 @@ _KEYS_OF_AXIS = {
     "pipeline": ("schedule", "microbatches", "stages_per_rank", "cuts"),
     "tensor": ("sequence",),
     "context": ("context_attention",),
+    "shard": ("reshard_after_forward",),
 }
 
 

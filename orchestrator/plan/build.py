@@ -17,6 +17,7 @@ from orchestrator.plan.layout import Layout
 from orchestrator.plan.match import match_problems
 from orchestrator.plan.plan import BatchPlan, Memory, Plan, Resources
 from orchestrator.plan.shapes import DataShape, ModelShape
+from orchestrator.plan.speed import speed_problems
 from orchestrator.spec.job import JobSpec
 
 _LOSS_OF_KIND = {"class": "cross_entropy", "binary": "bce", "value": "mse"}
@@ -40,6 +41,7 @@ def build_plan(job: JobSpec, available: Available, data_shape: DataShape | None 
     batch = _batch(job, data, layout, problems)
     problems += match_problems(job, model, data, layout)
     problems += axis_problems(job, layout)
+    problems += speed_problems(job, layout)
     stages = plan_stages(job, layout, problems)
     notes += unused_keys(job, layout)
     if problems:

@@ -101,6 +101,12 @@ class ParallelSection(Section):
     """Copies of the model, each on its own slice of the batch (DDP); auto: one per local GPU, else 1."""
     shard: PositiveInt = 1
     """Ranks that share weights, gradients and optimiser state (FSDP2), each on its own slice of the batch."""
+    reshard_after_forward: bool | Literal["auto"] = "auto"
+    """With shard above 1: put gathered weights away between forward and backward pass (true: least memory), or keep
+    them (false: half the gathering); auto: units do, the outermost does not; under a pipeline all are kept."""
+    shard_precision: Literal["full", "bf16"] = "full"
+    """With shard above 1: full gathers weights as they are kept; bf16 gathers and computes in bf16 (half the traffic
+    and memory), while kept weights and the sum of gradients stay fp32."""
     context: PositiveInt = 1
     """Ranks over which every sequence is split; must divide its length. How attention does it: `context_attention`."""
     context_attention: Literal["auto", "heads", "ring"] = "auto"

@@ -20,6 +20,7 @@ from orchestrator.parallel.context import own_piece
 from orchestrator.parallel.initialise import build_module, fill
 from orchestrator.parallel.mesh import build_expert_mesh, build_mesh, data_group
 from orchestrator.parallel.process import Rank
+from orchestrator.parallel.sharding import Sharding
 from orchestrator.parallel.tensor import Split
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
@@ -262,6 +263,7 @@ def _build_model(
         attention_layers=_attention_layers(job, plan),
         context_attention=plan.context_attention,
         shard_units=units,
+        sharding=Sharding(job.parallel.reshard_after_forward, job.parallel.shard_precision),
         recompute=job.train.activation_checkpoint,
         recompute_every=job.train.activation_checkpoint_every,
         compile_model=job.train.compile,

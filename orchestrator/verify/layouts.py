@@ -81,6 +81,10 @@ def with_layout(job: JobSpec, layout: Layout, schedule: str | None = None, atten
         changes["schedule"] = schedule
     if attention is not None:
         changes["context_attention"] = attention
+    if layout.shard == 1:
+        changes["shard_precision"] = "full"
+    if layout.pipeline > 1 and job.parallel.reshard_after_forward is True:
+        changes["reshard_after_forward"] = "auto"
     if layout.pipeline != job.parallel.pipeline:
         changes |= {"cuts": (), "microbatches": None}
     return job.model_copy(update={"parallel": job.parallel.model_copy(update=changes)})
@@ -101,8 +105,10 @@ def on_cpus(job: JobSpec) -> JobSpec:
 
 
 def in_precision(job: JobSpec, precision: str) -> JobSpec:
-    """Return the job in another precision."""
-    return job.model_copy(update={"train": job.train.model_copy(update={"precision": precision})})
+    """Return the job in another precision; float64 is whole, so that the layout is judged and not its rounding."""
+    parallel = job.parallel.model_copy(update={"shard_precision": "full"}) if precision == "fp64" else job.parallel
+    train = job.train.model_copy(update={"precision": precision})
+    return job.model_copy(update={"train": train, "parallel": parallel})
 
 
 def candidate_of(job: JobSpec) -> Candidate:
