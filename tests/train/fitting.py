@@ -69,7 +69,7 @@ def fit_once(
         attempt=attempt,
         token=attempt,
         check_token=lambda: True,
-        keep=2,
+        keep=spec.checkpoint.keep,
         background=spec.checkpoint.background,
     )
     ports = Ports(
