@@ -21,15 +21,16 @@ class Split:
     row: a linear layer or convolution, input features (channels) split: weight dim 1, partial results summed, then the
     bias added once. vocab: rows of an embedding split. channels: a norm over channels whose weights and buffers (dim 0)
     are split along with its input. norm: weights replicated, runs on its piece of the sequence. gather: a container
-    whose input is made whole for the layers in it.
+    whose input is made whole, or is whole, for the layers in it.
 
     `input` and `output` say how activations arrive and leave: `replicate` (whole on every rank), `sequence` (dim 1
     split), `split` (last dim, or channels, split). A column layer or container makes a `sequence` input whole itself.
     The output of a container is what its own last layer leaves, except `sequence`: its result is whole and is cut.
 
     Backwards: gradients that reach a whole input from column layers are partial and are summed, once: by the container
-    that made the input whole (a reduce-scatter), else by each column layer. A container of output `sequence` computes
-    alike on every rank, so its input's gradient is already whole and only cut; column layers in it sum for themselves.
+    that holds nothing but column layers and the row layer that ends it (what is in it uses the input for its row layer
+    alone), else by each column layer. A container of output `sequence` computes alike on every rank, so its input's
+    gradient is already whole and only cut; column layers in it sum for themselves.
     """
 
     kind: Kind

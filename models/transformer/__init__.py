@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..declare import Split
+from ..declare import Layout, Split
 from ..shape import ModelShape, require_dropout, require_positive
 from ..sizes import attention_flops, attention_params, gated_params, require_heads
 
@@ -137,11 +137,12 @@ def outer_plan(sequence_parallel: bool) -> dict[str, Split]:
 def attention_plan(block: str, sequence_parallel: bool) -> dict[str, Split]:
     """Return the plan of a block's attention and of its two norms."""
     plan = {f"{block}.attention.{name}": Split("column", output="split") for name in ("query", "key", "value")}
-    plan[f"{block}.attention.output"] = Split("row", "split", "sequence" if sequence_parallel else "replicate")
+    between: Layout = "sequence" if sequence_parallel else "replicate"
+    plan[f"{block}.attention.output"] = Split("row", "split", between)
+    plan[f"{block}.attention"] = Split("gather", between)
     if sequence_parallel:
         plan |= {
             f"{block}.attention_norm": Split("norm", "sequence", "sequence"),
-            f"{block}.attention": Split("gather", "sequence"),
             f"{block}.feed_forward_norm": Split("norm", "sequence", "sequence"),
         }
     return plan
@@ -150,9 +151,9 @@ def attention_plan(block: str, sequence_parallel: bool) -> dict[str, Split]:
 def feed_forward_plan(path: str, sequence_parallel: bool) -> dict[str, Split]:
     """Return the plan of a gated feed-forward."""
     plan = {f"{path}.{name}": Split("column", output="split") for name in ("gate", "up")}
-    plan[f"{path}.down"] = Split("row", "split", "sequence" if sequence_parallel else "replicate")
-    if sequence_parallel:
-        plan[path] = Split("gather", "sequence")
+    between: Layout = "sequence" if sequence_parallel else "replicate"
+    plan[f"{path}.down"] = Split("row", "split", between)
+    plan[path] = Split("gather", between)
     return plan
 
 

@@ -88,6 +88,7 @@ def tensor_plan(config: Config, sequence_parallel: bool) -> dict[str, Split]:
         columns = [f"{block}.attention.{name}" for name in ("query", "key", "value")]
         plan |= {name: Split("column", output="split") for name in (*columns, f"{block}.feed_forward.up")}
         plan |= {f"{block}.{name}": Split("row", "split") for name in ("attention.output", "feed_forward.down")}
+        plan[f"{block}.attention"] = Split("gather")
     return plan
 
 

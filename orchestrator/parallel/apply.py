@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from orchestrator.parallel.containers import Split
 from orchestrator.parallel.context import apply_context
 from orchestrator.parallel.expert import apply_experts
 from orchestrator.parallel.grads import GradientReducer
@@ -24,7 +25,7 @@ from orchestrator.parallel.pipeline import Pipeline, with_layers
 from orchestrator.parallel.recompute import apply_recompute
 from orchestrator.parallel.sharding import AUTOMATIC, Sharding, apply_sharding, put_weights_away
 from orchestrator.parallel.shared import SharedOverStages, separate_stages
-from orchestrator.parallel.tensor import Split, apply_tensor
+from orchestrator.parallel.tensor import apply_tensor
 from orchestrator.plan.layout import Layout
 from orchestrator.plan.stages import Stages
 

@@ -7,8 +7,6 @@ channels along with their input. The module itself is untouched but for its para
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -26,28 +24,8 @@ from orchestrator.parallel.collectives import (
     sum_and_split,
     sum_out,
 )
+from orchestrator.parallel.containers import SEQUENCE_DIM, Forward, Split, contained, summing_containers
 from orchestrator.parallel.shared import shared_groups, tie
-
-SEQUENCE_DIM = 1
-
-
-class Split(Protocol):
-    """What a model's `tensor_plan` says of one submodule (its own dataclass; see docs/models.md)."""
-
-    @property
-    def kind(self) -> str:
-        """column, row, vocab, channels, norm or gather."""
-
-    @property
-    def input(self) -> str:
-        """replicate, sequence or split."""
-
-    @property
-    def output(self) -> str:
-        """replicate, sequence or split."""
-
-
-Forward = Callable[[Tensor], Tensor]
 
 
 def apply_tensor(module: nn.Module, mesh: DeviceMesh, plan: Mapping[str, Split]) -> frozenset[str]:
@@ -60,13 +38,15 @@ def apply_tensor(module: nn.Module, mesh: DeviceMesh, plan: Mapping[str, Split])
     groups = shared_groups(module)
     present = dict(module.named_modules())
     partial_names: set[str] = set()
+    containers, left_to_them = summing_containers(present, plan)
     for name, how in plan.items():
         child = present.get(name)
         if child is None:  # the layer is on another pipeline stage
             continue
         if how.kind not in _APPLY:
             raise PlanError(f"tensor_plan of '{name}': unknown kind '{how.kind}'", hint=f"known: {', '.join(_APPLY)}")
-        child.forward = _APPLY[how.kind](child, mesh, how)
+        sums = name in containers if how.kind == "gather" else name not in left_to_them
+        child.forward = _APPLY[how.kind](child, mesh, how, sums)
         partial_names.update(f"{name}.{parameter}" for parameter in _sees_piece(child, how))
     tie(module, groups)
     return frozenset(partial_names)
@@ -122,19 +102,22 @@ def _compute(module: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
     return functional.linear(x, weight, bias)
 
 
-def _column(module: nn.Module, mesh: DeviceMesh, how: Split) -> Forward:
+def _column(module: nn.Module, mesh: DeviceMesh, how: Split, sums: bool) -> Forward:
     _shard(module, mesh, weight=0, bias=0)
     group = mesh.get_group()
 
     def forward(x: Tensor) -> Tensor:
-        x = gather_and_sum_back(x, SEQUENCE_DIM, group) if how.input == "sequence" else copy_in(x, group)
+        if how.input == "sequence":
+            x = gather_and_sum_back(x, SEQUENCE_DIM, group)
+        elif sums:
+            x = copy_in(x, group)
         y = _compute(module, x, local(module.bias))  # type: ignore[arg-type]
         return y if how.output == "split" else gather(y, _feature_dim(module), group)
 
     return forward
 
 
-def _row(module: nn.Module, mesh: DeviceMesh, how: Split) -> Forward:
+def _row(module: nn.Module, mesh: DeviceMesh, how: Split, sums: bool) -> Forward:
     _shard(module, mesh, weight=1)
     group = mesh.get_group()
 
@@ -150,7 +133,7 @@ def _row(module: nn.Module, mesh: DeviceMesh, how: Split) -> Forward:
     return forward
 
 
-def _vocab(module: nn.Module, mesh: DeviceMesh, how: Split) -> Forward:
+def _vocab(module: nn.Module, mesh: DeviceMesh, how: Split, sums: bool) -> Forward:
     _shard(module, mesh, weight=0)
     group = mesh.get_group()
 
@@ -166,7 +149,7 @@ def _vocab(module: nn.Module, mesh: DeviceMesh, how: Split) -> Forward:
     return forward
 
 
-def _channels(module: nn.Module, mesh: DeviceMesh, how: Split) -> Forward:
+def _channels(module: nn.Module, mesh: DeviceMesh, how: Split, sums: bool) -> Forward:
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return _batch_norm_channels(module, mesh)
     if not isinstance(module, nn.GroupNorm):
@@ -211,25 +194,15 @@ def _batch_norm_channels(module: nn.BatchNorm1d | nn.BatchNorm2d, mesh: DeviceMe
     return forward
 
 
-def _norm(module: nn.Module, mesh: DeviceMesh, how: Split) -> Forward:
+def _norm(module: nn.Module, mesh: DeviceMesh, how: Split, sums: bool) -> Forward:
     return module.forward
 
 
-def _gather_container(module: nn.Module, mesh: DeviceMesh, how: Split) -> Forward:
-    return partial(_gathered, module.forward, mesh.get_group(), how.output == "sequence")
-
-
-def _gathered(inner: Forward, group: dist.ProcessGroup, cut: bool, x: Tensor) -> Tensor:
-    # Column layers inside sum their gradients themselves, so what comes back is whole on every rank.
-    y = inner(gather(x, SEQUENCE_DIM, group))
-    return split(y, SEQUENCE_DIM, group) if cut else y
-
-
-_APPLY: dict[str, Callable[[nn.Module, DeviceMesh, Split], Forward]] = {
+_APPLY: dict[str, Callable[[nn.Module, DeviceMesh, Split, bool], Forward]] = {
     "column": _column,
     "row": _row,
     "vocab": _vocab,
     "channels": _channels,
     "norm": _norm,
-    "gather": _gather_container,
+    "gather": contained,
 }

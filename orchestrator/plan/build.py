@@ -36,7 +36,7 @@ def build_plan(job: JobSpec, available: Available, data_shape: DataShape | None 
     problems: list[Problem] = []
     model = _model_shape(job, notes)
     data = data_shape or _data_shape(job, notes, problems)
-    layout = _layout(job, available)
+    layout = _layout(job, available, notes)
     resources = _resources(job, available, layout, problems)
     batch = _batch(job, data, layout, problems)
     problems += match_problems(job, model, data, layout)
@@ -114,7 +114,7 @@ def _data_shape(job: JobSpec, notes: list[str], problems: list[Problem]) -> Data
     return shape
 
 
-def _layout(job: JobSpec, available: Available) -> Layout:
+def _layout(job: JobSpec, available: Available, notes: list[str]) -> Layout:
     wanted = job.parallel
     others = Layout(
         pipeline=wanted.pipeline, shard=wanted.shard, context=wanted.context, tensor=wanted.tensor, expert=wanted.expert
@@ -122,7 +122,11 @@ def _layout(job: JobSpec, available: Available) -> Layout:
     if wanted.replicate != "auto":
         return replace(others, replicate=wanted.replicate)
     gpus = 0 if job.cluster.gpus_per_worker == 0 or job.cluster.backend == "gloo" else available.num_gpus
-    return replace(others, replicate=max(1, gpus // others.world_size))
+    found = replace(others, replicate=max(1, gpus // others.world_size))
+    if gpus > found.world_size:
+        each = others.world_size
+        notes.append(f"{gpus - found.world_size} of {gpus} GPUs stay idle: the axes take {each} at a time")
+    return found
 
 
 def _resources(job: JobSpec, available: Available, layout: Layout, problems: list[Problem]) -> Resources:

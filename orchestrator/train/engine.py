@@ -16,14 +16,15 @@ from orchestrator import plugins
 from orchestrator.data.dataset import Dataset
 from orchestrator.errors import PlanError
 from orchestrator.parallel.apply import ParallelModel, apply_layout
+from orchestrator.parallel.containers import Split
 from orchestrator.parallel.context import own_piece
 from orchestrator.parallel.initialise import build_module, fill
 from orchestrator.parallel.mesh import build_expert_mesh, build_mesh, data_group
 from orchestrator.parallel.process import Rank
 from orchestrator.parallel.sharding import Sharding
-from orchestrator.parallel.tensor import Split
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
+from orchestrator.plan.layout import Layout
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.stages import SPLIT_BACKWARD
 from orchestrator.spec.job import JobSpec
@@ -114,6 +115,13 @@ def load_dataset(job: JobSpec) -> Dataset:
     return found
 
 
+def _layout_for(layout: Layout, num_processes: int) -> str:
+    others = layout.world_size // layout.replicate
+    if num_processes % others == 0:
+        return f"set parallel.replicate={num_processes // others}"
+    return f"a multiple of {others}: the other axes take {others} each, which does not divide {num_processes}"
+
+
 def build_engine(job: JobSpec, rank: Rank) -> Engine:
     """Load the data, plan with the numbers at hand, build the model and apply the layout. Collective.
 
@@ -124,7 +132,7 @@ def build_engine(job: JobSpec, rank: Rank) -> Engine:
     if plan.layout.world_size != rank.world_size:
         raise PlanError(
             f"the layout is {plan.layout.describe()}, but {rank.world_size} processes were started",
-            hint=f"start {plan.layout.world_size} processes, or set parallel.replicate={rank.world_size}",
+            hint=f"start {plan.layout.world_size} processes, or {_layout_for(plan.layout, rank.world_size)}",
         )
     memory_format = _memory_format(job, data, plan)
     mesh = build_mesh(plan.layout, rank.device.type)
