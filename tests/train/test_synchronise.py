@@ -150,6 +150,15 @@ def test_a_model_of_both_kinds_of_norm_is_said_to_have_no_one_process() -> None:
     assert {worst.tolerance for found in report.comparisons for worst in found.groups} <= {1.0, 2.0}
 
 
+def test_rounding_is_allowed_for_in_the_jobs_own_precision_and_never_in_the_gate() -> None:
+    report = verify_job(job({"replicate": 2}, precision="bf16"), num_steps=1)
+    assert report.agrees
+    allowed = {found.precision: {w.group: w.tolerance for w in found.groups} for found in report.comparisons}
+    assert set(allowed["fp64"].values()) == {1e-9}
+    assert (allowed["bf16"]["loss"], allowed["bf16"]["gradients"]) == (2e-2, 0.5)
+    assert any("norms over the batch make much of rounding" in note for note in report.notes)
+
+
 def test_the_one_process_takes_as_many_passes_as_a_data_rank() -> None:
     each: Candidate = candidate_of(job({"replicate": 2, "pipeline": 2, "microbatches": 4}))
     assert (each.pieces, each.passes) == (8, 4)
