@@ -38,9 +38,9 @@ _MAX_GROUPS = 8
 class Config:
     """Square images of `in_channels` x `image_size` x `image_size`; `depths` blocks per stage, of `channels` each.
 
-    Every stage but the first halves the size. `norm: batch` takes mean and spread over the batch, which ties a
-    sample's result to the others in its batch; `group` does not. The stem is one 3 x 3 convolution, made for small
-    images.
+    Every stage but the first halves the size. `norm: batch` takes mean and spread over the samples of a microbatch on
+    one rank, `sync_batch` over those of a microbatch on all ranks: either ties a sample's result to the others; `group`
+    does not. The stem is one 3 x 3 convolution, made for small images.
     """
 
     in_channels: int = 1
@@ -48,7 +48,7 @@ class Config:
     channels: tuple[int, ...] = (16, 32)
     depths: tuple[int, ...] = (1, 1)
     classes: int = 10
-    norm: Literal["batch", "group"] = "batch"
+    norm: Literal["batch", "sync_batch", "group"] = "batch"
 
     def __post_init__(self) -> None:
         require_positive(in_channels=self.in_channels, image_size=self.image_size, classes=self.classes)

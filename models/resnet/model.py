@@ -7,7 +7,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from ..layered import Layered
-from ..norms import GroupNorm
+from ..norms import GroupNorm, SyncBatchNorm2d
 from . import BlockSize, Config, block_sizes, norm_groups
 
 
@@ -48,4 +48,6 @@ def build_resnet(config: Config) -> Layered:
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if kind == "batch" else GroupNorm(norm_groups(channels), channels)
+    if kind == "group":
+        return GroupNorm(norm_groups(channels), channels)
+    return SyncBatchNorm2d(channels) if kind == "sync_batch" else nn.BatchNorm2d(channels)

@@ -1,6 +1,6 @@
 """The fixed order in which a layout is applied to a model.
 
-Pipeline split -> tensor -> expert -> context -> activation checkpointing -> compile -> FSDP2 -> materialise -> DDP.
+Pipeline split -> tensor -> expert -> context -> compile -> activation checkpointing -> FSDP2 -> materialise -> DDP.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from orchestrator.parallel.compiling import apply_compile
 from orchestrator.parallel.containers import Split
 from orchestrator.parallel.context import apply_context
 from orchestrator.parallel.expert import apply_experts
@@ -131,9 +132,9 @@ def apply_layout(
     if mesh is not None and layout.context > 1:
         apply_context(module, attention_layers, mesh.get_group("context"), context_attention or "heads")
     units = list(shard_units)
-    apply_recompute(module, units, recompute, recompute_every)
     if compile_model:
-        module.compile()
+        apply_compile(module, units)
+    apply_recompute(module, units, recompute, recompute_every)
     if mesh is not None and layout.shard > 1:
         for part in parts:
             data_mesh, staged = _data_mesh(mesh, layout), pipeline is not None

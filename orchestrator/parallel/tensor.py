@@ -176,6 +176,10 @@ def _batch_norm_channels(module: nn.BatchNorm1d | nn.BatchNorm2d, mesh: DeviceMe
     _shard(module, mesh, weight=0, bias=0, running_mean=0, running_var=0)
 
     def forward(x: Tensor) -> Tensor:
+        if module.training and getattr(module, "gather_over_ranks", None) is not None:
+            pieces = (module.weight, module.bias, module.running_mean, module.running_var)
+            y: Tensor = module.normalise(x, *map(local, pieces))  # type: ignore[operator]
+            return y
         momentum = module.momentum
         if module.training and module.num_batches_tracked is not None:
             module.num_batches_tracked.add_(1)

@@ -9,7 +9,20 @@ from orchestrator.spec.job import JobSpec
 
 def speed_problems(job: JobSpec, layout: Layout) -> list[Problem]:
     """Return every combination that cannot work, or would not do what it says."""
-    return [*_reshard_problems(job, layout), *_shard_precision_problems(job, layout)]
+    return [*_reshard_problems(job, layout), *_shard_precision_problems(job, layout), *_compile_problems(job)]
+
+
+def _compile_problems(job: JobSpec) -> list[Problem]:
+    if not job.train.compile or job.train.activation_checkpoint != "selective":
+        return []
+    return [
+        Problem(
+            "train.activation_checkpoint",
+            "selective keeps the outcome of single matrix products, which train.compile fuses with what is around them",
+            "set it to full or every_n, or leave train.compile out",
+            "compile-selective",
+        )
+    ]
 
 
 def _reshard_problems(job: JobSpec, layout: Layout) -> list[Problem]:

@@ -61,7 +61,7 @@ class TrainSection(Section):
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """fp32; bf16 = autocast with fp32 weights; fp64 for proofs of equality."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile with torch.compile, block by block where the model names its blocks, else the model as a whole."""
     activation_checkpoint: Literal["none", "full", "every_n", "selective"] = "none"
     """Blocks whose activations are computed again in the backward pass: saves memory, costs time, changes no bit."""
     activation_checkpoint_every: PositiveInt = 2

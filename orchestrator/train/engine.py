@@ -34,6 +34,7 @@ from orchestrator.train.loss import Loss, build_loss, over_split_classes
 from orchestrator.train.metrics import Metric, build_metrics
 from orchestrator.train.optim import build_optimizer
 from orchestrator.train.schedule import Schedule, build_schedule
+from orchestrator.train.synchronise import synchronise_norms
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -138,6 +139,7 @@ def build_engine(job: JobSpec, rank: Rank) -> Engine:
     mesh = build_mesh(plan.layout, rank.device.type)
     tensor_plan = _tensor_plan(job, plan)
     model = _build_model(job, plan, rank, memory_format, mesh, tensor_plan)
+    synchronise_norms(model.module, data_group(mesh, plan.layout))
     loss, logits_group = build_loss(job, plan), None
     if mesh is not None and _splits_outputs(job, tensor_plan):
         logits_group = mesh.get_group("tensor")

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,9 +59,16 @@ class Stepper:
         return seed_of(self.engine.job.train.seed, "noise", self.engine.data_rank, piece)
 
     def microbatches(self, step: int) -> list[tuple[Tensor, Tensor]]:
-        """Return this rank's (inputs, targets) of the step, on its device, a pair per forward pass."""
-        batch = self.engine.plan.batch
-        pieces = slice_for(self.order.indices(step), self.engine.data_rank, batch.num_data_ranks, batch.accumulate)
+        """Return this rank's (inputs, targets) of the step, on its device: a pair per pass, one for a whole pipeline.
+
+        The k-th microbatches of all data ranks together are the k-th run of the batch, through a pipeline as without
+        one: so what is pooled over data ranks is pooled over the same samples as on one process that accumulates.
+        """
+        batch, stages = self.engine.plan.batch, self.engine.plan.stages
+        passes = batch.accumulate if stages is None else stages.microbatches
+        pieces = slice_for(self.order.indices(step), self.engine.data_rank, batch.num_data_ranks, passes)
+        if stages is not None:  # it cuts them apart again
+            pieces = [np.concatenate(pieces)]
         return [self.engine.to_device(*self.split.batch(torch.from_numpy(piece))) for piece in pieces]
 
     def backward(self, step: int) -> tuple[Tensor, Tensor]:

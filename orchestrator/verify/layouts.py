@@ -19,8 +19,13 @@ class Candidate:
     job: JobSpec
     layout: Layout
     pieces: int
-    """Forward passes per step over all data ranks: accumulated runs, or a pipeline's microbatches."""
+    """Forward passes per step, those of all data ranks added up: accumulated runs, or a pipeline's microbatches."""
     label: str
+
+    @property
+    def passes(self) -> int:
+        """Forward passes per step, those that data ranks make at the same time counted as one."""
+        return self.pieces // self.layout.num_data_ranks
 
     @property
     def world_size(self) -> int:

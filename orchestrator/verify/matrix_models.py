@@ -31,6 +31,10 @@ _PARTS: dict[str, dict[str, Any]] = {
         "model": {"use": "resnet", "channels": [16, 16], "depths": [2, 2], "norm": "batch"},
         "data": _IMAGES,
     },
+    "resnet, synchronised batch norm": {
+        "model": {"use": "resnet", "channels": [16, 16], "depths": [2, 2], "norm": "sync_batch"},
+        "data": _IMAGES,
+    },
     "rnn": {
         "model": {"use": "rnn", "kind": "lstm", "seq_len": 8, "dim": 16, "hidden": 16, "layers": 6},
         "data": _TEXT,

@@ -119,7 +119,7 @@ class _References:
 
     def pieces_of(self, candidate: Candidate) -> int:
         """Return how many forward passes the one process takes per step to be comparable."""
-        return candidate.pieces if self.facts.partition_matters else self._job.train.accumulate
+        return self.facts.pieces_of(candidate, self._job.train.accumulate)
 
     def folder_of(self, precision: str, pieces: int) -> Path:
         """Return where a trace is, or is to be."""
