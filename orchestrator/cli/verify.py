@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Measure the pipeline of one JOB instead: .svg or .png for a picture, .json for ui.perfetto.dev.",
 )
+@click.option(
+    "--cells",
+    type=click.Path(path_type=Path),
+    help="For --matrix: keep every cell here as it is measured; cells found here are not run again.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="For --matrix: also write the table here.")
 def command(
     out: Out,
@@ -42,6 +47,7 @@ def command(
     matrix: bool,
     models: str,
     timeline: Path | None,
+    cells: Path | None,
     output: Path | None,
 ) -> int:
     """Train each JOB for a few steps under its layout and on one process; compare every tensor.
@@ -54,7 +60,7 @@ def command(
     if matrix:
         from orchestrator.cli.verify_matrix import show_matrix
 
-        return show_matrix(out, numbers(ranks), models, steps, output)
+        return show_matrix(out, numbers(ranks), models, steps, output, cells)
     if not jobs:
         raise click.UsageError("which job? give one job file or several, or --matrix")
     if timeline is not None:

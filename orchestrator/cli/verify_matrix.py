@@ -5,15 +5,25 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.cli.flags import Out
 
+if TYPE_CHECKING:
+    from orchestrator.verify.matrix import Cell
 
-def show_matrix(out: Out, ranks: list[int], models: str, steps: int, output: Path | None) -> int:
-    """Run every cell of the chosen models on these numbers of ranks; return 1 when any disagrees."""
+
+def show_matrix(
+    out: Out, ranks: list[int], models: str, steps: int, output: Path | None, cells_file: Path | None
+) -> int:
+    """Run every cell of the chosen models on these numbers of ranks; return 1 when any disagrees.
+
+    Cells that `cells_file` holds are not run again.
+    """
     from datetime import UTC, datetime
 
     from orchestrator.verify.matrix import missing_models, run_spots, spots
+    from orchestrator.verify.matrix_kept import KeptCells
     from orchestrator.verify.matrix_page import page
 
     rows = _rows(models)
@@ -21,14 +31,22 @@ def show_matrix(out: Out, ranks: list[int], models: str, steps: int, output: Pat
         out.note(f"model {name} is registered, but there is no small job for it here: give `verify` a job of yours")
     among = spots(rows, ranks)
     fitting = sum(1 for spot in among if spot.candidate is not None)
-    out.say(f"{len(among)} cells, of which {fitting} fit and are run", err=True)
-    seen: list[int] = []
+    kept = KeptCells(cells_file, steps) if cells_file is not None else None
+    left = kept.missing(among) if kept is not None else among
+    seen = [1] * (fitting - sum(1 for spot in left if spot.candidate is not None))
+    there = f"; {len(seen)} of them are in {cells_file} already" if seen else ""
+    out.say(f"{len(among)} cells, of which {fitting} fit and are run{there}", err=True)
 
-    def tell(cell: object) -> None:
+    def tell(cell: Cell) -> None:
         seen.append(1)
         out.say(f"  {len(seen)}/{fitting}  {_line(cell)}", err=True)
+        if kept is not None:
+            kept.add(cell)
 
-    cells = run_spots(among, steps, tell)
+    cells = run_spots(left, steps, tell)
+    if kept is not None:
+        mine = dict.fromkeys(kept.of(among))
+        cells = [*mine, *(cell for cell in cells if cell not in mine)]
     text = page(
         cells,
         command=shlex.join(["orchestrator", *sys.argv[1:]]),
@@ -62,11 +80,7 @@ def _rows(models: str) -> list[str]:
     return [name for name, job in jobs.items() if not wanted or job.model.use in wanted]
 
 
-def _line(cell: object) -> str:
-    from orchestrator.verify.matrix import Cell
-
-    if not isinstance(cell, Cell):
-        return ""
+def _line(cell: Cell) -> str:
     what = cell.error or (f"{cell.difference:.1e}" if cell.difference is not None else f"- {cell.unsupported}")
     sign = "ok  " if cell.agrees else "FAIL"
     return f"{sign} {cell.model}: {cell.layout} {cell.schedule} {what}"

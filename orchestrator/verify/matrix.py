@@ -136,6 +136,10 @@ def _judged(spot: Spot, found: Comparison) -> Cell:
     return _cell(spot, worst.difference, name=worst.name or worst.group)
 
 
+def label_of(spot: Spot) -> str:
+    """Return the name of the cell's layout, as the page shows it."""
+    return spot.layout.describe().partition(" = ")[2] + (", ring" if spot.attention == "ring" else "")
+
+
 def _cell(spot: Spot, difference: float | None, **rest: str) -> Cell:
-    label = spot.layout.describe().partition(" = ")[2] + (", ring" if spot.attention == "ring" else "")
-    return Cell(spot.model, spot.layout.world_size, label, spot.schedule, difference, **rest)
+    return Cell(spot.model, spot.layout.world_size, label_of(spot), spot.schedule, difference, **rest)

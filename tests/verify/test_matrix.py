@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from orchestrator import plugins
+from orchestrator.errors import OrchestratorError
 from orchestrator.plan.stages import SCHEDULES
-from orchestrator.verify.matrix import Cell, matrix_jobs, missing_models, run_spots, sample, spots
+from orchestrator.verify.matrix import Cell, label_of, matrix_jobs, missing_models, run_spots, sample, spots
+from orchestrator.verify.matrix_kept import KeptCells
 from orchestrator.verify.matrix_page import page
 
 ALL = spots(matrix_jobs(), [2, 4, 8])
@@ -61,6 +66,22 @@ def test_a_larger_sample_agrees() -> None:
 @pytest.mark.timeout(7200)
 def test_the_whole_matrix_agrees() -> None:
     assert_agree(run_spots(ALL, num_steps=2))
+
+
+def test_a_matrix_that_was_interrupted_goes_on_with_what_is_missing_or_failed(tmp_path: Path) -> None:
+    among = [spot for spot in ALL if spot.layout.world_size == 2 and spot.model == "mlp" and spot.candidate is not None]
+    first, second, third = (Cell("mlp", 2, label_of(spot), spot.schedule, 1e-16) for spot in among[:3])
+    kept = KeptCells(tmp_path / "cells.jsonl", num_steps=3)
+    kept.add(first)
+    kept.add(replace(second, difference=None, error="the machine ran out of memory"))
+    kept.add(third)
+    text = (tmp_path / "cells.jsonl").read_text()
+    (tmp_path / "cells.jsonl").write_text(text[: text.rindex("1e-16")])  # killed in the middle of a line
+    again = KeptCells(tmp_path / "cells.jsonl", num_steps=3)
+    assert again.missing(among) == among[1:]
+    assert again.of(among[:1]) == [first]
+    with pytest.raises(OrchestratorError, match="measured with"):
+        KeptCells(tmp_path / "cells.jsonl", num_steps=2)
 
 
 def cell(model: str, layout: str, schedule: str = "", **rest: object) -> Cell:
