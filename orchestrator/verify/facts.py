@@ -11,6 +11,9 @@ from orchestrator.verify.compare import GROUPS
 from orchestrator.verify.layouts import Candidate
 
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-5, "bf16": 2e-2}
+# The gradient of a query or a norm is a small sum of large terms, of which bf16 keeps 8 bits. Measured on the shipped
+# verify jobs under every layout of two ranks: gradients 0.43, their norm 0.028, losses 2e-3.
+BF16_TOLERANCE = {"gradients": 0.5, "gradient norm": 0.1}
 # Adam divides a gradient by its own size: where that is rounding noise, so is the update.
 ADAPTIVE_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-1}
 # Rank 0's running mean and spread are those of its own samples, which differ from the batch's as samples do.
@@ -61,7 +64,7 @@ class Facts:
 
     def tolerances(self, job: JobSpec, precision: str, layout: Layout) -> dict[str, float]:
         """Return what a group may differ by where that is not the precision's tolerance."""
-        found: dict[str, float] = {}
+        found: dict[str, float] = dict(BF16_TOLERANCE) if precision == "bf16" else {}
         if is_adaptive(job) and precision in ADAPTIVE_TOLERANCE:
             found["weights"] = ADAPTIVE_TOLERANCE[precision]
         if self.batch_norm or self.synchronised:
@@ -177,7 +180,11 @@ def inexact(job: JobSpec, facts: Facts, precisions: list[str]) -> Iterator[str]:
             "proves the rest)"
         )
     if own == "bf16":
-        yield f"bf16 rounds every product to 8 bits: its tolerance is {TOLERANCE['bf16']:g}; the gate is float64"
+        held = ", ".join(f"{group} to {tolerance:g}" for group, tolerance in BF16_TOLERANCE.items())
+        yield (
+            f"bf16 rounds every product to 8 bits: {held}, all else to {TOLERANCE['bf16']:g}, which shows no more than "
+            "that it runs and stays near; the gate is float64"
+        )
     if rounds_gathered(job, own):
         yield (
             "parallel.shard_precision=bf16 rounds gathered weights, which one process does not have: in "

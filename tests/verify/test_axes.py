@@ -38,6 +38,15 @@ def test_a_transformer_split_over_two_ranks(sequence: bool) -> None:
     assert_agrees(job(TRANSFORMER, tensor=2, sequence=sequence))
 
 
+def test_a_bf16_job_is_near_and_its_gate_is_float64() -> None:
+    spec = job(TRANSFORMER, tensor=2)
+    spec = spec.model_copy(update={"train": spec.train.model_copy(update={"precision": "bf16"})})
+    report = verify_job(spec, num_steps=3)
+    assert report.agrees, [comparison.first for comparison in report.comparisons]
+    assert [comparison.precision for comparison in report.comparisons] == ["fp64", "bf16"]
+    assert any("gradients to 0.5" in note for note in report.notes)
+
+
 def test_tied_embeddings_stay_one_parameter_when_split() -> None:
     assert_agrees(job(TIED, tensor=2))
 
