@@ -1,4 +1,4 @@
-"""torch.compile by blocks: each block compiled by itself, so compile time does not grow with depth.
+"""`torch.compile` block by block: blocks of one kind share what was compiled, so its time does not follow the depth.
 
 Called by `apply` before activation checkpointing and sharding, which stay outside of the compiled code: what a block
 forgets is computed again by the same compiled code, and weights are gathered before it runs.
