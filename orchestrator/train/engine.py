@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -114,12 +114,14 @@ def load_dataset(job: JobSpec) -> Dataset:
     return found
 
 
-def build_engine(job: JobSpec, rank: Rank) -> Engine:
+def build_engine(job: JobSpec, rank: Rank, load: Callable[[JobSpec], Dataset] = load_dataset) -> Engine:
     """Load the data, plan with the numbers at hand, build the model and apply the layout. Collective.
+
+    `load` gives the data set: a process that trains many jobs keeps those it has.
 
     Raises PlanError when the job does not fit the number of processes there are.
     """
-    data = load_dataset(job)
+    data = load(job)
     plan = build_plan(job, Available.unknown(), data.shape)
     if plan.layout.world_size != rank.world_size:
         raise PlanError(
