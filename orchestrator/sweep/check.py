@@ -171,7 +171,9 @@ class _Checker:
         if not reasons:
             return []
         often = max(reasons, key=lambda each: reasons[each])
-        which = next((index for index, text in enumerate(texts(self.sweep["constraints"])) if often.startswith(text)), 0)
+        which = next(
+            (index for index, text in enumerate(texts(self.sweep["constraints"])) if often.startswith(text)), 0
+        )
         asked = f"all {size} points" if whole else f"{TRIES} drawn points"
         message = f"no point satisfies all constraints ({asked} tried): {often}"
         return [Problem(join("sweep.constraints", which), message, "loosen it, or widen the space", "no-point")]

@@ -31,6 +31,7 @@ from orchestrator.sweep.check import build_space
 from orchestrator.sweep.drive import SweepLoop, build_scheduler, front_of
 from orchestrator.sweep.export import export_trials
 from orchestrator.sweep.feasible import Limits
+from orchestrator.sweep.importance import importance
 from orchestrator.sweep.ledger import ENDED, Ledger
 from orchestrator.sweep.objectives import objectives_of
 from orchestrator.sweep.result import SweepResult
@@ -105,6 +106,7 @@ class _Driver:
     def __post_init__(self) -> None:
         self._renewed = self._spent_at = time.monotonic()
         self._told = -1
+        self._elapsed_s = 0.0
 
     def open(self) -> None:
         """Claim the folder, start cluster and tracking side by side."""
@@ -157,6 +159,7 @@ class _Driver:
         """Run trials until nothing is left to do."""
         if self.loop is not None:
             self.loop.execute()
+            self._elapsed_s = self.loop.elapsed_s
 
     def tick(self) -> None:
         """Keep the lease and the account of time; tell MLflow how far the search is."""
@@ -189,7 +192,7 @@ class _Driver:
             objectives,
             ledger.trials if ledger is not None else {},
             front,
-            loop.elapsed_s if loop is not None else time.monotonic() - self.began,
+            self._elapsed_s or (loop.elapsed_s if loop is not None else time.monotonic() - self.began),
             loop.ended if loop is not None else "",
             exported,
         )
@@ -200,8 +203,8 @@ class _Driver:
         summary = self._summary()
         self._leave_cluster()
         notes: tuple[str, ...] = ()
-        if summary.front and not stopped:
-            self.on_event(Event("finishing", f"exporting {self.sweep.export}, verifying, evaluating"))
+        if summary.front and not stopped and self.sweep.export != "none":
+            self.on_event(Event("finishing", f"exporting the {self.sweep.export}, verifying, evaluating"))
             exported, notes = export_trials(self.run, self.job, self.sweep, summary)
             summary = self._summary(exported)
         state = "stopped" if stopped else "finished" if summary.front else "failed"
@@ -226,7 +229,10 @@ class _Driver:
 
     def _tell(self, state: str, said: str, summary: Summary) -> tuple[int, TrackingState]:
         self._spend()
-        write_json(self.run.sweep / "summary.json", {"name": self.run.run_id, "state": state, **as_data(summary)})
+        trials = [*summary.trials.values()]
+        shares = importance(trials, build_space(self.job), summary.objectives) if state == "finished" else {}
+        page = {"name": self.run.run_id, "state": state, **as_data(summary), "importance": shares}
+        write_json(self.run.sweep / "summary.json", page)
         (self.run.sweep / "trials.csv").write_text(as_csv(summary), encoding="utf-8")
         if self.tracking is None:
             return 0, TrackingState("starting")

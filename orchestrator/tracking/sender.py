@@ -28,6 +28,7 @@ from orchestrator.tracking.figures import draw_run
 from orchestrator.tracking.pump import Pump, send_request
 from orchestrator.tracking.request import TrackingRequest, read_request, read_state, url_of, write_state
 from orchestrator.tracking.ship import Shipper
+from orchestrator.tracking.sweep_figures import draw_sweep
 
 ROUND_S = 2.0
 POLL_S = 0.1
@@ -138,7 +139,7 @@ class Sender:
             return
         with busy(self.run, counts=not pump.is_failing):
             try:
-                folder = draw_run(self.run)
+                folder = draw_sweep(self.run) if self.run.sweep.is_dir() else draw_run(self.run)
             except Exception as error:
                 # A picture of odd data may fail in any way inside matplotlib; it must not cost the final status.
                 _log.error("the figures cannot be drawn: %s", error)

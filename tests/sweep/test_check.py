@@ -69,7 +69,11 @@ def test_six_different_mistakes_are_told_at_once_each_at_its_place(tmp_path: Pat
         ({"space": {"model.use": ["cnn", "cnnn"]}}, "sweep.space.model.use.1", "no models plug-in"),
         ({"space": {"train.epochs": {"min": 0, "max": 4}}}, "sweep.space.train.epochs.min", "refused"),
         ({"constraints": ["model.widht > 1"]}, "sweep.constraints.0", "no trial has"),
-        ({"space": {"model.dropout": {"values": [0.1], "when": "model.bogus"}}}, "sweep.space.model.dropout.when", "no"),
+        (
+            {"space": {"model.dropout": {"values": [0.1], "when": "model.bogus"}}},
+            "sweep.space.model.dropout.when",
+            "no",
+        ),
         ({"start": [{"optim.lr": 0.3}]}, "sweep.start.0.optim.lr", "not in its space"),
         ({"start": [{"optim.lrr": 0.1}]}, "sweep.start.0.optim.lrr", "no parameter"),
         ({"search": {"use": "grid"}, "space": {"optim.lr": {"min": 0.1, "max": 0.2}}}, "sweep.space.optim.lr", "grid"),
@@ -91,7 +95,7 @@ def test_a_mistake_is_told_where_it_stands(sweep: dict[str, Any], path: str, wor
     "sweep",
     [
         {"space": {"model": [{"use": "cnn", "channels": [4]}, {"use": "mlp", "inputs": 64, "outputs": 10}]}},
-        {"space": {"model.use": ["cnn"], "model.hidden": [0, 8], "model.dropout": {"values": [0.1], "when": "model.hidden > 0"}}},
+        {"space": {"model.hidden": [0, 8], "model.dropout": {"values": [0.1], "when": "model.hidden > 0"}}},
         {"space": {"parallel.replicate": [1, 2, 64]}},
         {"space": {"train.steps": [10, 20]}},
         {"search": {"use": "grid"}, "trials": None},

@@ -104,7 +104,18 @@ def test_halving_lets_the_best_share_go_on_and_nobody_waits() -> None:
     assert not rungs.should_stop(1, 0.5)  # the first to come has nobody to lose to
     assert rungs.should_stop(1, 0.4)
     assert not rungs.should_stop(1, 0.6)
-    assert [rungs.is_rung(n) for n in range(1, 11)] == [True, False, True, False, False, False, False, False, True, False]
+    assert [rungs.is_rung(n) for n in range(1, 11)] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
     assert not rungs.should_stop(2, -1.0)
     assert rungs.should_stop(3, math.nan)
 
@@ -135,7 +146,11 @@ def test_the_front_is_what_nothing_dominates_and_missing_values_lose() -> None:
 
 def test_repeats_count_as_their_mean_median_or_worst() -> None:
     objectives = (Objective("acc", "max"), Objective("loss", "min"))
-    runs = [{"acc": 0.5, "loss": 1.0, "other": 1.0}, {"acc": 0.9, "loss": 2.0, "other": 2.0}, {"acc": 1.0, "loss": 6.0, "other": 3.0}]
+    runs = [
+        {"acc": 0.5, "loss": 1.0, "other": 1.0},
+        {"acc": 0.9, "loss": 2.0, "other": 2.0},
+        {"acc": 1.0, "loss": 6.0, "other": 3.0},
+    ]
     assert aggregate(runs, "mean", objectives) == {"acc": pytest.approx(0.8), "loss": 3.0, "other": 2.0}
     assert aggregate(runs, "median", objectives)["acc"] == 0.9
     assert aggregate(runs, "worst", objectives) == {"acc": 0.5, "loss": 6.0, "other": 2.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -69,7 +70,14 @@ def test_anything_else_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["'a' * 1000000000 == 'b'", "[1] * 1000000000 == 2", "9 ** 9 ** 9 > 1", "1 / 0 > 1", "model.nothing > 1", "'a' < 1"],
+    [
+        "'a' * 1000000000 == 'b'",
+        "[1] * 1000000000 == 2",
+        "9 ** 9 ** 9 > 1",
+        "1 / 0 > 1",
+        "model.nothing > 1",
+        "'a' < 1",
+    ],
 )
 def test_what_has_no_value_says_so_and_takes_no_memory(text: str) -> None:
     with pytest.raises(ExpressionError):
@@ -83,7 +91,5 @@ def test_a_misspelt_function_names_the_nearest() -> None:
 
 @given(st.text(max_size=60))
 def test_no_text_raises_anything_but_an_expression_error(text: str) -> None:
-    try:
+    with suppress(ExpressionError):
         parse(text).value(look)
-    except ExpressionError:
-        pass

@@ -54,7 +54,6 @@ def test_a_search_trains_every_point_of_a_grid_and_mlflow_shows_it(tmp_path: Pat
             "export": "best",
         },
         track={"register_as": "tiny", "alias": "champion"},
-        export=[],
     )
     data["export"] = [{"use": "program"}]
     result, events = search(data)
