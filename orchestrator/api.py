@@ -77,8 +77,8 @@ def run_sweep(
     from orchestrator.errors import JobFileError
     from orchestrator.spec.job import JobSpec
     from orchestrator.spec.load import load_job, load_spec
-    from orchestrator.sweep.check import find_sweep_problems
     from orchestrator.sweep import run
+    from orchestrator.sweep.check import find_sweep_problems
 
     if isinstance(job, str | Path):
         loaded = load_job(job, overrides, also=find_sweep_problems)

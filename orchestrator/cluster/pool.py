@@ -69,20 +69,31 @@ class Gang:
     waiting: dict[Any, int] = field(default_factory=dict)
     said: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     oom_kills: int = 0
+    is_up: bool = False
+    began: float = 0.0
 
 
 class Pool:
     """All gangs of one sweep. Every method is called by the one driver thread."""
 
-    def __init__(self, session: RaySession, limit: Room | None = None) -> None:
-        """`limit` is what may be used at most (absent: the whole cluster). Waits until the session is open."""
+    def __init__(self, session: RaySession, start_s: float = 900.0) -> None:
+        """Waits until the session is open. A gang that is not up after `start_s` has failed (others hold the room)."""
         import ray
 
         session.opened.result()
         self._ray = ray
         total = ray.cluster_resources()
-        self.total = limit or Room(float(total.get("CPU", 0.0)), float(total.get("GPU", 0.0)))
+        self.total = Room(float(total.get("CPU", 0.0)), float(total.get("GPU", 0.0)))
+        self._start_s = start_s
         self._gangs: list[Gang] = []
+
+    def warm(self, need: Resources, count: int) -> None:
+        """Start up to `count` gangs of this size, as far as there is room: they import torch meanwhile."""
+        for _ in range(count):
+            if not room_of(need).fits(self.free):
+                return
+            for actor in self._form(need, room_of(need)).actors:
+                actor.ready.remote()
 
     def can_start(self, need: Resources) -> bool:
         """Say whether a trial with these workers can start now; idle gangs of another size make way for it."""
@@ -103,6 +114,9 @@ class Pool:
         if not calls:
             time.sleep(timeout_s)
             return []
+        late = [gang for gang in self._gangs if gang.waiting and not gang.is_up and self._is_late(gang)]
+        if late:
+            return [self._failed(gang, self._no_room(gang)) for gang in late]
         done, _ = self._ray.wait(calls, num_returns=1, timeout=timeout_s)
         if done:
             done, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
@@ -184,7 +198,8 @@ class Pool:
 
     def _begin(self, gang: Gang, trial: int, share: Share) -> None:
         gang.trial, gang.share, gang.said, gang.oom_kills = trial, share, {}, kernel_oom_kills()
-        if len(gang.actors) == 1:
+        gang.began = time.monotonic()
+        if gang.is_up and len(gang.actors) == 1:
             gang.waiting[gang.actors[0].start.remote(share)] = 0
             return
         for rank, actor in enumerate(gang.actors):  # who meets where is known once all of them are up
@@ -192,6 +207,7 @@ class Pool:
 
     def _start_gang(self, gang: Gang) -> None:
         """Let the ranks begin: rank 0's host is where they meet, and ranks count their GPUs by host."""
+        gang.is_up = True
         hosts = [gang.said[rank]["host"] for rank in range(len(gang.actors))]
         master = (str(gang.said[0]["address"]), int(gang.said[0]["port"]))
         gang.said = {}
@@ -230,6 +246,13 @@ class Pool:
             self._disband(gang)  # the other ranks hang in a collective, or memory is in doubt
         gang.trial = None
         return PoolEvent(trial, "failed", failure=failure)
+
+    def _is_late(self, gang: Gang) -> bool:
+        return time.monotonic() - gang.began > self._start_s
+
+    def _no_room(self, gang: Gang) -> Failure:
+        text = f"{len(gang.actors)} workers were not up within {self._start_s:.0f} s: others hold the room"
+        return Failure("placement", "NoRoom", text, hint="raise cluster.wait_s, or wait for other jobs")
 
     def _how_it_died(self, gang: Gang, error: Exception) -> Failure:
         oom = kernel_oom_kills() > gang.oom_kills or "OutOfMemory" in type(error).__name__

@@ -36,7 +36,7 @@ from orchestrator.sweep.ledger import ENDED, Ledger
 from orchestrator.sweep.objectives import objectives_of
 from orchestrator.sweep.result import SweepResult
 from orchestrator.sweep.resume import require_same_job
-from orchestrator.sweep.schedule import schedule_line
+from orchestrator.sweep.schedule import sample_needs, schedule_line, warm_start
 from orchestrator.sweep.source import Source
 from orchestrator.sweep.summary import Summary, as_csv, as_data, note_rows, verdict
 from orchestrator.sweep.told import SweepTracking
@@ -120,14 +120,18 @@ class _Driver:
         text = resolved_text(self.job)
         self.run.resolved_yaml.write_text(text, encoding="utf-8")
         self.tracking.describe(space, text, self.command)
-        self.pool = Pool(self.session)
-        source = Source(self.data, self.job, space, self.ledger, self._limits(self.pool))
+        self.pool = Pool(self.session, self.job.cluster.wait_s + self.job.cluster.start_timeout_s)
+        limits = self._limits(self.pool)
+        needs = sample_needs(self.data, space, limits)
+        if needs:
+            self.pool.warm(*warm_start(needs, self.sweep, self.pool))
+        source = Source(self.data, self.job, space, self.ledger, limits)
         scheduler, judged_by = build_scheduler(self.job, self.sweep, source.objectives)
         self.loop = SweepLoop(
             self.run, self.job, self.sweep, self.ledger, source, self.pool, scheduler, judged_by, self.on_event,
             self.tick, self.ledger.spent_s,
         )  # fmt: skip
-        self.on_event(Event("schedule", schedule_line(self.job, self.data, space, self.pool, self._limits(self.pool))))
+        self.on_event(Event("schedule", schedule_line(self.sweep, needs, space.size(), self.pool)))
         state = self.tracking.wait_ready()
         if state.run_id:
             update_record(self.run, mlflow=as_record(state))

@@ -1,4 +1,4 @@
-"""A sweep whose driver is killed or interrupted goes on: nothing repeated, nothing changed, nothing lost, nothing left."""
+"""A sweep whose driver is killed or interrupted goes on: nothing repeated, changed or lost, nothing left running."""
 
 from __future__ import annotations
 
