@@ -8,7 +8,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_API = ("load", "check", "build_plan", "run", "resume", "evaluate", "list_runs", "open_run")
+_API = ("load", "check", "build_plan", "run", "run_sweep", "resume", "evaluate", "list_runs", "open_run")
 __all__ = ["__version__", *_API]
 
 # In a plain checkout (not installed) `models/` and `jobs/` are siblings of this folder; an installation maps them here.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
     from orchestrator.runs.catalog import RunInfo
     from orchestrator.spec.job import JobSpec
+    from orchestrator.sweep.result import SweepResult
 
     Job = JobSpec | Mapping[str, Any] | str | Path
 
@@ -59,6 +60,36 @@ def run(
     spec = load(job, overrides)
     said = command or "orchestrator run " + " ".join([str(job) if isinstance(job, str | Path) else "JOB", *overrides])
     return run_job(spec, build_plan(spec), resume=resume, on_event=on_event, command=said)
+
+
+def run_sweep(
+    job: Job,
+    overrides: Sequence[str] = (),
+    *,
+    resume: str | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    command: str = "",
+) -> SweepResult:
+    """Search the space under the job's `sweep:` and return what was found. `resume`: a sweep's id, or "latest".
+
+    Raises JobFileError with every problem of the sweep, and what `orchestrator.sweep.run.run_sweep` raises.
+    """
+    from orchestrator.errors import JobFileError
+    from orchestrator.spec.job import JobSpec
+    from orchestrator.spec.load import load_job, load_spec
+    from orchestrator.sweep import run
+    from orchestrator.sweep.check import find_sweep_problems
+
+    if isinstance(job, str | Path):
+        loaded = load_job(job, overrides, also=find_sweep_problems)
+        spec, data = loaded.spec, loaded.data
+    else:
+        data = job.model_dump(mode="json", exclude_unset=True) if isinstance(job, JobSpec) else dict(job)
+        spec, problems = load_spec(data), find_sweep_problems(data)
+        if problems:
+            raise JobFileError("the sweep is not sound", hint=problems[0].hint, problems=problems)
+    said = command or "orchestrator sweep " + " ".join([str(job) if isinstance(job, str | Path) else "JOB", *overrides])
+    return run.run_sweep(spec, data, resume=resume, on_event=on_event, command=said)
 
 
 def resume(job: Job, run_id: str = "latest", **more: Any) -> RunResult:

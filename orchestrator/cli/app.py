@@ -18,6 +18,7 @@ VERBS = {
     "check": "Say what is wrong with a job file; starts nothing.",
     "plan": "Show what a job would do and need; starts nothing.",
     "run": "Train a model from a job file.",
+    "sweep": "Search a job's architecture and hyper-parameters.",
     "verify": "Prove that a job's layout computes what one process computes.",
     "stop": "Ask a running job to save and end.",
     "runs": "List, compare and synchronise runs.",
@@ -65,7 +66,7 @@ class VerbGroup(click.Group):
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> NoReturn:
-        """Run and exit: 0 ok, 1 the run failed, 2 bad input, 4 the environment is not able, 130 interrupted."""
+        """Run and exit: 0 ok, 1 failed, 2 bad input, 3 some trials failed, 4 not able, 130 interrupted."""
         words = list(sys.argv[1:] if args is None else args) or ["--help"]
         extra["standalone_mode"] = False
         main = super().main
@@ -84,7 +85,8 @@ _SETTINGS: MutableMapping[str, Any] = {"help_option_names": ["-h", "--help"], "m
     cls=VerbGroup,
     context_settings=_SETTINGS,
     epilog="Example: orchestrator run jobs/digits_cnn.yaml train.epochs=2. "
-    "Exit codes: 0 ok, 1 the run failed, 2 bad input, 4 the environment is not able, 130 interrupted.",
+    "Exit codes: 0 ok, 1 the run failed, 2 bad input, 3 some trials failed, 4 the environment is not able, "
+    "130 interrupted.",
 )
 @click.version_option(__version__, message="orchestrator %(version)s")
 def app() -> None:

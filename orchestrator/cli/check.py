@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli.flags import Out, job_argument, overrides_argument, verb
 
 if TYPE_CHECKING:
+    from orchestrator.errors import Problem
     from orchestrator.plan.plan import Plan
     from orchestrator.spec.load import LoadedJob
 
@@ -47,7 +49,7 @@ def load_and_plan(job: str, overrides: tuple[str, ...]) -> tuple[LoadedJob, Plan
     from orchestrator.plan.build import build_plan
     from orchestrator.spec.load import load_job
 
-    loaded = load_job(job, overrides)
+    loaded = load_job(job, overrides, also=sweep_problems)
     here = Available.local() if loaded.spec.cluster.address is None else Available.unknown()
     try:
         return loaded, build_plan(loaded.spec, here)
@@ -55,3 +57,12 @@ def load_and_plan(job: str, overrides: tuple[str, ...]) -> tuple[LoadedJob, Plan
         raise loaded.places.attach(
             PlanError(f"{job}: {error.message}", hint=error.hint, problems=error.problems)
         ) from None
+
+
+def sweep_problems(data: Mapping[str, Any]) -> list[Problem]:
+    """Only a job with a sweep pays for the import."""
+    if data.get("sweep") is None:
+        return []
+    from orchestrator.sweep.check import find_sweep_problems
+
+    return find_sweep_problems(data)

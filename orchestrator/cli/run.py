@@ -64,10 +64,15 @@ def _train(out: Out, job: str, overrides: tuple[str, ...], resume: str | None) -
     from orchestrator.plan.describe import describe
 
     loaded, plan = load_and_plan(job, overrides)
+    alone = loaded.spec.model_copy(update={"sweep": None})
     progress = Progress(out, plan, loaded.spec.train.monitor.metric)
     for note in loaded.notes:
         if note not in plan.notes:
             progress.tell("note", note)
+    if loaded.spec.sweep is not None:
+        progress.tell(
+            "note", f"this trains the job as it stands; `orchestrator sweep {job}` searches its sweep section"
+        )
     for title, text in describe(loaded.spec, plan):
         if out.verbose or title in ("layout", "length", "note"):
             progress.tell(title, text)
@@ -77,7 +82,7 @@ def _train(out: Out, job: str, overrides: tuple[str, ...], resume: str | None) -
 
     said = " ".join(["orchestrator run", job, *overrides])
     try:
-        return run_job(loaded.spec, plan, resume=resume, on_event=progress, command=said)
+        return run_job(alone, plan, resume=resume, on_event=progress, command=said)
     except KeyboardInterrupt:
         # The second Ctrl-C: everything is killed and told by now. Ray's own exit handlers would wait for the dead.
         progress.clear()

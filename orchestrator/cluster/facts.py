@@ -41,11 +41,18 @@ def params(spec: JobSpec, plan: Plan) -> dict[str, str]:
 
 def tags(spec: JobSpec, plan: Plan, run_id: str, command: str) -> dict[str, str]:
     """Return who ran what, where, with which code."""
+    where = spec.cluster.address or ("local Ray cluster" if plan.uses_ray else "one process")
+    return common_tags(spec, run_id, command) | {
+        "layout": plan.layout.describe(),
+        "cluster": redact_value("cluster", where),
+    }
+
+
+def common_tags(spec: JobSpec, run_id: str, command: str) -> dict[str, str]:
+    """Return who ran what with which code, for a run or a sweep."""
     found = {
         "orchestrator.run_id": run_id,
         "orchestrator.job": spec.name,
-        "layout": plan.layout.describe(),
-        "cluster": spec.cluster.address or ("local Ray cluster" if plan.uses_ray else "one process"),
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "command": command,

@@ -50,7 +50,6 @@ def run_guarded(
         write_seat(run, attempt, seat)
         from orchestrator.train.entry import run_rank
 
-        more = {} if report is None else {"report": report}
         return run_rank(
             run,
             rank=rank,
@@ -60,7 +59,7 @@ def run_guarded(
             token=token,
             resume=resume,
             wait_for_go=True,
-            **more,
+            report=report or (lambda report: None),
         )
     except BaseException as error:
         # Whatever ends a rank must be told: the launcher's own wrapping loses rank, step and hint.

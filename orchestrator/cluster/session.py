@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -262,6 +262,22 @@ def _quiet_ray(path: Path) -> None:
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False
+    _silence_raylet()
+
+
+def _silence_raylet() -> None:
+    """Send to the log what the raylet says of dead workers: Ray prints it on standard output, where `--json` speaks.
+
+    `log_to_driver=False` does not cover it, and what is replaced is internal: Ray's minor version is pinned.
+    """
+    import logging
+
+    from ray._private import worker
+
+    def tell(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        logging.getLogger("ray").warning("(%s) %s", data.get("pid"), "\n".join(map(str, data.get("lines", ()))))
+
+    worker.print_to_stdstream = tell
 
 
 def _start_error(address: str | None, error: Exception) -> ClusterError:

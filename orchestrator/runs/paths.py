@@ -108,6 +108,16 @@ class RunDir:
         return self.path / "finish.json"
 
     @property
+    def trials(self) -> Path:
+        """Of a sweep: a folder per trial, each laid out like a run."""
+        return self.path / "trials"
+
+    @property
+    def sweep(self) -> Path:
+        """Of a sweep: its ledger and what was made of it."""
+        return self.path / "sweep"
+
+    @property
     def artifacts(self) -> Path:
         """Figures and files on their way to the tracking store."""
         return self.path / "artifacts"

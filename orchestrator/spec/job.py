@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from orchestrator.spec.base import Name, Section, Use
+from orchestrator.spec.sweep import SweepSection
 
 
 class ParamGroup(Use):
@@ -219,3 +220,5 @@ class JobSpec(Section):
     """What MLflow is told."""
     export: tuple[Use, ...] = (Use(use="program"),)
     """Files made of the trained model, each reloaded and compared: safetensors, program, onnx."""
+    sweep: SweepSection | None = None
+    """What `orchestrator sweep` searches; absent: nothing."""

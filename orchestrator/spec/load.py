@@ -6,7 +6,7 @@ Called by the commands and the Python API. Nothing is evaluated, and no torch, r
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,12 @@ class LoadedJob:
     notes: tuple[str, ...] = ()
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> LoadedJob:
+def load_job(
+    path: str | Path, overrides: Sequence[str] = (), *, also: Callable[[Mapping[str, Any]], list[Problem]] | None = None
+) -> LoadedJob:
     """Read a job file, the files it extends, and overrides such as `train.steps=50`.
+
+    `also` finds more problems in the merged data (of a sweep, which is checked with the help of plans).
 
     Raises JobFileError with every problem found: problems of reading first, and only when there are none, all others.
     """
@@ -43,6 +47,9 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> LoadedJob:
     places = Places(str(path), layer.marks, reader.lines)
     places, notes = apply_overrides(layer, overrides, places)
     spec, problems, part_notes = find_problems(layer.data)
+    if also is not None:
+        said = {problem.path for problem in problems}
+        problems += [problem for problem in also(layer.data) if problem.path not in said]
     if spec is None or problems:
         located = sorted(
             (places.locate(problem) for problem in problems), key=lambda each: (each.file, each.line, each.column)

@@ -45,6 +45,8 @@ _PARTS = {
     "train.metrics": "metrics",
     "train.callbacks": "callbacks",
     "export": "exporters",
+    "sweep.search": "searchers",
+    "sweep.scheduler": "schedulers",
 }
 
 

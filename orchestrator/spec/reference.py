@@ -49,7 +49,7 @@ def reference() -> str:
     schema = job_schema()
     lines = [_INTRO, "## Sections", "", *_table(schema, schema)]
     for name, value in schema["properties"].items():
-        node = resolve(value, schema)
+        node = _node_of(value, schema)
         if "properties" in node and node.get("title") != "Use":
             lines += ["", f"## {name}", "", *_section(node, schema)]
     for group in GROUPS:
@@ -68,6 +68,8 @@ def _section(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str
     for key, value in node["properties"].items():
         inner = resolve(value, schema)
         items = resolve(value["items"], schema) if "items" in value else inner
+        if key == "space":
+            items = _node_of(value["additionalProperties"], schema)
         if "properties" in items and items.get("title") != "Use":
             yield from ["", f"Keys of `{key}`:", "", *_table(items, schema)]
 
@@ -85,8 +87,16 @@ def _table(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
         yield f"| `{key}` | {_cell(_takes(key, value, schema))} | {_cell(shown)} | {_cell(meaning)} |"
 
 
+def _node_of(value: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the node of a section, also of one that may be left out and so stands beside null."""
+    nodes = [resolve(each, schema) for each in [value, *value.get("anyOf", [])]]
+    return next((node for node in nodes if "properties" in node), nodes[0])
+
+
 def _takes(key: str, value: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
-    inner = resolve(value, schema)
+    inner = _node_of(value, schema)
+    if key == "space":
+        return "a mapping of paths to lists or ranges, see below"
     if "properties" in inner and inner.get("title") != "Use":
         return f"[keys of {key}](#{key})" if inner.get("title") != "MonitorSection" else "a mapping, see below"
     if key == "groups":

@@ -57,9 +57,10 @@ def full_schema(*, built_in: bool = False) -> dict[str, Any]:
 def _sections(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield "", schema
     for key, value in schema["properties"].items():
-        reference = str(value.get("$ref", "")).rpartition("/")[2]
-        if reference in definitions and reference != "Use":
-            yield key, definitions[reference]
+        for each in [value, *value.get("anyOf", [])]:  # a section that may be left out stands beside null
+            reference = str(each.get("$ref", "")).rpartition("/")[2]
+            if reference in definitions and reference != "Use":
+                yield key, definitions[reference]
 
 
 def _point_to_group(value: dict[str, Any], path: str, definitions: dict[str, Any], built_in: bool) -> None:

@@ -67,9 +67,9 @@ def _attempt(stem: str) -> int:
 
 
 def count_remaining(run: RunDir) -> int:
-    """Return the number of complete records that have not been shipped."""
+    """Return the number of complete records that have not been shipped, those of a sweep's trials included."""
     cursor = load_cursor(run)
-    total = 0
+    total = sum(count_remaining(RunDir(path)) for path in run.trials.iterdir()) if run.trials.is_dir() else 0
     for path in spool_files(run):
         offset = cursor.offsets.get(path.stem, 0)
         while True:

@@ -63,12 +63,12 @@ def draw_figures(
     for name in names:
         curves = {split: series[f"{split}/{name}"] for split in COLORS if f"{split}/{name}" in series}
         if curves:
-            written.append(_save(curve_figure(name, curves, best_step), folder / f"{name.replace('/', '_')}.png"))
+            written.append(save(curve_figure(name, curves, best_step), folder / f"{name.replace('/', '_')}.png"))
     if confusion:
-        written.append(_save(confusion_figure(confusion, labels), folder / "confusion_matrix.png"))
+        written.append(save(confusion_figure(confusion, labels), folder / "confusion_matrix.png"))
     loads = read_loads(read_records(run, "experts"))
     if loads:
-        written.append(_save(experts_figure(loads, series), folder / "experts.png"))
+        written.append(save(experts_figure(loads, series), folder / "experts.png"))
     return written
 
 
@@ -129,20 +129,28 @@ def confusion_figure(counts: Sequence[Sequence[int]], labels: Sequence[str] | No
 
 
 def _blank(width: float, height: float) -> tuple[Figure, Axes]:
+    figure, axes = blank(width, height)
+    return figure, axes[0]
+
+
+def blank(width: float, height: float, *, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure (inches) in the house's style and its panels, one below the other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    axes: Any = figure.add_subplot()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#b6bcc4")
-    axes.tick_params(colors=INK, labelsize=9, length=3)
-    return figure, axes
+    panels: list[Any] = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
+    for axes in panels:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color("#b6bcc4")
+        axes.tick_params(colors=INK, labelsize=9, length=3)
+    return figure, panels
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure and return where."""
     figure.savefig(path)
     return path

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from orchestrator.runs.paths import RunDir
 from orchestrator.runs.spool import SpoolLine, SpoolReader
 from orchestrator.tracking.busy import busy
 from orchestrator.tracking.cursor import load_cursor, save_cursor, spool_files
+from orchestrator.tracking.request import TrackingRequest
 from orchestrator.tracking.ship import Point, RecordError, RunGoneError, Shipper
 
 MAX_POINTS = 1000
@@ -174,3 +176,14 @@ class Pump:
 def _is_timed(key: str) -> bool:
     """Say whether points of this key are told apart by time, not by step (several samples may fall into one step)."""
     return key.startswith("system/")
+
+
+def send_request(pump: Pump, request: TrackingRequest) -> None:
+    """Send params, tags and description of the request, once for each request."""
+    digest = hashlib.sha256(json.dumps(asdict(request), sort_keys=True).encode()).hexdigest()[:16]
+    if pump.cursor.request_sent == digest:
+        return
+    note = {"mlflow.note.content": request.description} if request.description else {}
+    pump.send_own({"kind": "tags", "values": {**request.tags, **note}})
+    pump.send_own({"kind": "params", "values": dict(request.params)})
+    pump.cursor.request_sent = digest

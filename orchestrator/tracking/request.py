@@ -108,6 +108,13 @@ def write_request(
     return request
 
 
+def amend_request(run: RunDir, **changes: Any) -> None:
+    """Change some fields of the run's request where it stands (a sweep's winner gets the name of its model)."""
+    request = read_request(run)
+    if request is not None:
+        replace_json(request_path(run), asdict(replace(request, **changes)), mode=0o600)
+
+
 def read_request(run: RunDir) -> TrackingRequest | None:
     """Return the run's request; None when tracking was never asked for."""
     value = read_json(request_path(run))

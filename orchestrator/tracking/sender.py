@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import hashlib
-import json
 import os
 import signal
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -23,12 +21,14 @@ from orchestrator.errors import TrackingError
 from orchestrator.log import get_logger, redact, setup_file_logging
 from orchestrator.runs.paths import RunDir
 from orchestrator.tracking import store
-from orchestrator.tracking.busy import busy
+from orchestrator.tracking.busy import busy, busy_path
+from orchestrator.tracking.children import Children
 from orchestrator.tracking.ending import ending_of_dead_run
 from orchestrator.tracking.figures import draw_run
-from orchestrator.tracking.pump import Pump
+from orchestrator.tracking.pump import Pump, send_request
 from orchestrator.tracking.request import TrackingRequest, read_request, read_state, url_of, write_state
 from orchestrator.tracking.ship import Shipper
+from orchestrator.tracking.sweep_figures import draw_sweep
 
 ROUND_S = 2.0
 POLL_S = 0.1
@@ -55,6 +55,7 @@ class Sender:
         self._quiet_since = time.monotonic()
         self._failing_since: float | None = None
         self._pump: Pump | None = None
+        self._children: Children | None = None
         self._tried_to_open = False
         self._drawn = False
 
@@ -69,7 +70,7 @@ class Sender:
             try:
                 if self._pump is None:
                     self._pump = self._connect()
-                moved = self._pump.round()
+                moved = self._round(self._pump)
                 if self._is_over(self._pump, moved):
                     return 0
                 self._failing_since, backoff_s = None, 0.5
@@ -96,18 +97,17 @@ class Sender:
         pump = Pump(self.run, Shipper(client, self.run, self.request, experiment_id, run_id), self.request.after_bytes)
         if not self.once:
             pump.note_closed(False)  # `ensure_run` has reopened it
-        self._send_request(pump)
+        send_request(pump, self.request)
+        self._children = Children(client, self.run, experiment_id, run_id, once=self.once)
         return pump
 
-    def _send_request(self, pump: Pump) -> None:
-        """Send params, tags and description of the request, once for each request."""
-        digest = hashlib.sha256(json.dumps(asdict(self.request), sort_keys=True).encode()).hexdigest()[:16]
-        if pump.cursor.request_sent == digest:
-            return
-        note = {"mlflow.note.content": self.request.description} if self.request.description else {}
-        pump.send_own({"kind": "tags", "values": {**self.request.tags, **note}})
-        pump.send_own({"kind": "params", "values": dict(self.request.params)})
-        pump.cursor.request_sent = digest
+    def _round(self, pump: Pump) -> int:
+        """Ship a portion of the run and of its trials: those of a sweep are its children, and end before it does."""
+        moved = pump.round()
+        ships = self._children.round() if self._children is not None else 0
+        if ships:
+            busy_path(self.run).touch()
+        return moved + ships
 
     def _is_over(self, pump: Pump, moved: int) -> bool:
         """Decide what follows a round that worked, and do it; True: leave."""
@@ -139,7 +139,7 @@ class Sender:
             return
         with busy(self.run, counts=not pump.is_failing):
             try:
-                folder = draw_run(self.run)
+                folder = draw_sweep(self.run) if self.run.sweep.is_dir() else draw_run(self.run)
             except Exception as error:
                 # A picture of odd data may fail in any way inside matplotlib; it must not cost the final status.
                 _log.error("the figures cannot be drawn: %s", error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -123,12 +123,14 @@ def _layout_for(layout: Layout, num_processes: int) -> str:
     return f"a multiple of {others}: the other axes take {others} each, which does not divide {num_processes}"
 
 
-def build_engine(job: JobSpec, rank: Rank) -> Engine:
+def build_engine(job: JobSpec, rank: Rank, load: Callable[[JobSpec], Dataset] = load_dataset) -> Engine:
     """Load the data, plan with the numbers at hand, build the model and apply the layout. Collective.
+
+    `load` gives the data set: a process that trains many jobs keeps those it has.
 
     Raises PlanError when the job does not fit the number of processes there are.
     """
-    data = load_dataset(job)
+    data = load(job)
     plan = build_plan(job, Available.unknown(), data.shape)
     if plan.layout.world_size != rank.world_size:
         raise PlanError(

@@ -6,13 +6,14 @@ Called under Ray, under torchrun and by a process alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 
 import torch
 
 from orchestrator.checkpoint.store import CheckpointStore
+from orchestrator.data.dataset import Dataset
 from orchestrator.log import setup_file_logging
 from orchestrator.parallel.process import Rank, join
 from orchestrator.runs.control import StopPoller, wait_until_allowed
@@ -23,7 +24,7 @@ from orchestrator.runs.record import read_record, write_json
 from orchestrator.runs.spool import SpoolWriter
 from orchestrator.runs.system import SystemSampler
 from orchestrator.spec.job import JobSpec
-from orchestrator.train.engine import build_engine
+from orchestrator.train.engine import build_engine, load_dataset
 from orchestrator.train.lineage import record_dataset
 from orchestrator.train.loop import fit
 from orchestrator.train.ports import FitResult, NullRecorder, Ports, StepReport
@@ -42,11 +43,14 @@ def run_rank(
     resume: bool,
     report: Callable[[StepReport], None] = lambda report: None,
     wait_for_go: bool = False,
+    judge: Callable[[int, Mapping[str, float]], bool] | None = None,
+    load: Callable[[JobSpec], Dataset] = load_dataset,
 ) -> FitResult:
     """Train this rank's share and return the result; rank 0 also writes `result.json`.
 
     Joins the process group that a launcher has made, or makes it from the environment. With `wait_for_go` the first
-    step waits until the driver allows it. Raises what training raises.
+    step waits until the driver allows it. `judge` is told every evaluation and may end the run, `load` gives the data
+    set (docs of `train.ports` and `train.engine`). Raises what training raises.
     """
     job = JobSpec.model_validate_json(run.job.read_bytes())
     setup_file_logging(run.logs / f"rank-{rank}.log", rank=rank)
@@ -58,7 +62,7 @@ def run_rank(
         recorder = spool or NullRecorder()
         stack.callback(recorder.close)
         me = _join(job, rank, world_size, local_rank)
-        engine = build_engine(job, me)
+        engine = build_engine(job, me, load)
         if spool is not None:
             record_dataset(spool, run, engine.data)
         store = _open_store(run, job, me, attempt, token)
@@ -76,6 +80,7 @@ def run_rank(
             recorder=recorder,
             report=report,
             should_stop=StopPoller(run),
+            judge=judge,
             beat=beat,
         )
         result = fit(engine, ports, saver)

@@ -126,6 +126,7 @@ class Trainer:
         best = False
         if self.batch.due(self.batch.eval_every_steps, progress.step):
             best = self._evaluate()
+            stop = self._judged() or stop
         early = progress.should_stop_early(monitor)
         if best or self.batch.due(self.batch.save_every_steps, progress.step):
             self._save(best=best)
@@ -192,6 +193,14 @@ class Trainer:
         self.ports.recorder.metrics(step, found)
         self.callbacks.evaluate(self.moment, step, found)
         return self.progress.judge(found, self.job.train.monitor)
+
+    def _judged(self) -> bool:
+        """Tell whoever compares this run with others how far it is; say whether all ranks are to stop."""
+        if self.ports.judge is None:
+            return False
+        asked = self.engine.rank.is_main and self.ports.judge(self.progress.step, self.progress.last_metrics)
+        stop = torch.tensor([float(asked)], dtype=torch.float64, device=self.engine.rank.device)
+        return bool(sum_over_ranks(stop).item() > 0)
 
     def _save(self, *, best: bool) -> None:
         step = self.progress.step

@@ -66,6 +66,8 @@ class Ports:
     report: Callable[[StepReport], None] = lambda report: None
     should_stop: Callable[[], bool] = lambda: False
     """Asked on rank 0 only, between steps; True: finish the step, save, leave."""
+    judge: Callable[[int, Mapping[str, float]], bool] | None = None
+    """Told every evaluation (step, metrics) on rank 0, may wait; True: save, leave. Given to all ranks or to none."""
     beat: Callable[[int, str], None] = lambda step, section: None
     """Heartbeat (step, section) with section one of start, step, eval, checkpoint, outside."""
 

@@ -28,7 +28,7 @@ def test_a_job_says_what_it_is_and_how_to_run_it(file: Path) -> None:
     assert schema == f"# yaml-language-server: $schema={'./' if top else '../'}job.schema.json"
     assert what.startswith("# what: ")
     assert "| needs: " in what
-    verb = "verify" if file.parent.name == "verify" else "run"
+    verb = "verify" if file.parent.name == "verify" else "sweep" if load_job(file).spec.sweep else "run"
     assert what.endswith(f"| run: orchestrator {verb} jobs/{file.relative_to(FOLDER)}")
 
 

@@ -1,0 +1,83 @@
+"""`SweepSection`: which values of a job are searched, for what, how, and how long. Part of `JobSpec`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from orchestrator.spec.base import Section, Use
+from orchestrator.spec.expression import checked
+
+Condition = Annotated[str, AfterValidator(checked)]
+
+
+class SweepParam(Section):
+    """What one parameter may be: `values`, or a range from `min` to `max`."""
+
+    values: tuple[Any, ...] | None = Field(default=None, min_length=1)
+    """Choices. A list in place of the mapping says the same."""
+    min: int | float | None = None
+    """Least value. With `max`, both written as whole numbers: only whole numbers are tried (write 1.0 for any)."""
+    max: int | float | None = None
+    """Largest value."""
+    log: bool = False
+    """Draw evenly over the logarithm: for values that span powers of ten."""
+    step: int | float | None = Field(default=None, gt=0)
+    """Only min, min + step, min + 2 step, ..."""
+    when: Condition | None = None
+    """The parameter is there only when this holds of the trial's job, for example `model.use == 'cnn'`."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SweepParam:
+        if self.values is not None:
+            others = [key for key in ("min", "max", "step") if getattr(self, key) is not None]
+            if others or self.log:
+                raise ValueError(f"values are choices, and {(others or ['log'])[0]} belongs to a range: give one")
+            return self
+        if self.min is None or self.max is None:
+            raise ValueError("give `values`, or both `min` and `max`")
+        if self.min >= self.max:
+            raise ValueError(f"min {self.min} is not below max {self.max}")
+        if self.log and self.min <= 0:
+            raise ValueError(f"min is {self.min}, and a log range has to begin above 0: write for example 1e-5")
+        if self.log and self.step is not None:
+            raise ValueError("step does not go with log: list the `values` instead")
+        return self
+
+
+class SweepSection(Section):
+    """A search over this job: `orchestrator sweep JOB`. `orchestrator run JOB` trains the job as it stands."""
+
+    space: dict[str, SweepParam | tuple[Any, ...]] = Field(min_length=1)
+    """Parameters by dotted path into the job (`optim.lr`): a list of choices, or `{min, max, log, step, when}`."""
+    constraints: tuple[Condition, ...] = ()
+    """Expressions over the trial's job that must hold, for example `model.dim % model.heads == 0`; `plan.num_params`,
+    `plan.flops_per_sample`, `plan.world_size`, `plan.total_steps` and `plan.memory_bytes` may stand in them."""
+    objectives: dict[str, Literal["min", "max"]] = Field(default_factory=dict)
+    """Metrics of the best checkpoint (`val/accuracy`), or `model/params`, `model/flops`, `time/train_s`, and their
+    direction. Several: a Pareto front. Absent: `train.monitor`."""
+    search: Use = Use(use="random")
+    """Where points come from: random, grid, sobol, tpe, gp, nsga2, or your own."""
+    scheduler: Use = Use(use="fifo")
+    """Which trials end early: fifo (none), asha, hyperband, median, or your own."""
+    trials: PositiveInt | None = None
+    """Points to train, infeasible ones not counted. Absent: until a budget is spent or there are no more points."""
+    time_s: PositiveFloat | None = None
+    """No trial begins later than this many seconds after the start (of all attempts together)."""
+    worker_s: PositiveFloat | None = None
+    """No trial begins once all trials together have used this many seconds of workers (processes x seconds)."""
+    parallel_trials: PositiveInt | Literal["auto"] = "auto"
+    """Trials at a time; auto: as many as fit."""
+    repeats: PositiveInt = 1
+    """Trainings of every point, with seeds `train.seed`, `train.seed` + 1, ..."""
+    aggregate: Literal["mean", "median", "worst"] = "mean"
+    """What the repeats of a point count as."""
+    start: tuple[dict[str, Any], ...] = ()
+    """Known-good points, tried first: values by path; parameters left out keep the job's value where it is allowed."""
+    seed: NonNegativeInt = 0
+    """The search is a function of this."""
+    export: Literal["front", "best", "none"] = "front"
+    """Which trials' models are exported, verified and evaluated on the test split at the end."""
+    keep: Literal["front", "all"] = "front"
+    """Whose checkpoints are kept: of trials on the front so far, or of all."""

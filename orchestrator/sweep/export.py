@@ -1,0 +1,45 @@
+"""Exports the models of a sweep's winners: each verified in a fresh process and evaluated on held-out data.
+
+The same finish stage as a run's, on the trial's folder. The best trial's model is registered, if the job says as what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from orchestrator.cluster.ending import finish_stage
+from orchestrator.runs.paths import RunDir
+from orchestrator.runs.record import update_record
+from orchestrator.runs.spool import SpoolWriter
+from orchestrator.spec.job import JobSpec
+from orchestrator.spec.sweep import SweepSection
+from orchestrator.sweep.summary import Summary
+from orchestrator.tracking.request import amend_request
+
+
+def export_trials(
+    sweep: RunDir, job: JobSpec, section: SweepSection, summary: Summary
+) -> tuple[dict[int, Mapping[str, float]], tuple[str, ...]]:
+    """Export what `sweep.export` says; return the test metrics by trial, and a note for each that failed."""
+    wanted = {"front": list(summary.front), "best": list(summary.front[:1]), "none": []}[section.export]
+    exported: dict[int, Mapping[str, float]] = {}
+    notes: list[str] = []
+    for key in wanted:
+        trial = summary.trials[key]
+        run = RunDir(sweep.trials / trial.name)
+        if not run.checkpoints.is_dir():
+            notes.append(
+                f"{trial.name} has no checkpoint left to export: `orchestrator run {run.path}/job.yaml` trains it"
+            )
+            continue
+        if key == summary.front[0]:
+            amend_request(run, register_as=job.track.register_as, alias=job.track.alias)
+        found = finish_stage(run, lambda event: None)
+        update_record(run, state="finished")
+        with SpoolWriter(run.spool / "driver.jsonl") as spool:
+            spool.record("tags", values={"front": "true", "best": str(key == summary.front[0]).lower()})
+        if found.get("status") == "ok":
+            exported[key] = dict(found.get("metrics", {}))
+        else:
+            notes.append(f"{trial.name} was not exported: {found.get('error') or 'see its logs/finish.log'}")
+    return exported, tuple(notes)

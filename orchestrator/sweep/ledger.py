@@ -1,0 +1,164 @@
+"""The ledger of a sweep: one JSON line per thing that happened to a trial, appended and made durable, never rewritten.
+
+What it says is folded into `Trial`s. A killed sweep is resumed from it: ended trials are told to the searcher again and
+not repeated, those under way are begun again as they were. `sweep/ledger.jsonl` is read by nobody else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import CheckpointError
+from orchestrator.runs.record import now_iso
+from orchestrator.sweep.point import Point, point_hash
+
+ENDED = ("finished", "stopped", "infeasible", "oom", "diverged", "failed")
+"""States a trial stays in; `waiting`, `running` and `interrupted` ones are begun (again) on resume."""
+
+
+@dataclass
+class Trial:
+    """One point of the sweep and what became of it. `values` are those of its best checkpoint, repeats put together.
+
+    `curve` holds (step, metrics) of each evaluation of the present attempt, for tables and figures only.
+    """
+
+    number: int
+    point: Point
+    digest: str
+    origin: str = "search"
+    state: str = "waiting"
+    reason: str = ""
+    values: dict[str, float] = field(default_factory=dict)
+    repeats: dict[int, dict[str, float]] = field(default_factory=dict)
+    repeats_s: dict[int, float] = field(default_factory=dict)
+    workers: int = 1
+    seconds: float = 0.0
+    step: int = 0
+    total_steps: int = 0
+    evaluations: int = 0
+    curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    began: float = 0.0
+    model: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended for good."""
+        return self.state in ENDED
+
+    @property
+    def name(self) -> str:
+        """Name of its folder: `t007`."""
+        return f"t{self.number:03d}"
+
+
+class Ledger:
+    """Appends to and folds `sweep/ledger.jsonl`."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file; a torn last line (a driver killed mid-write) is cut off.
+
+        Raises CheckpointError when a line before the last cannot be read, or a point is not what its hash says.
+        """
+        self.path = path
+        self.trials: dict[int, Trial] = {}
+        self.by_digest: dict[str, Trial] = {}
+        self.asked = 0
+        self.spent_s = 0.0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fold_file()
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def close(self) -> None:
+        """Close the file; calling it again does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def propose(self, point: Point, *, origin: str, asked: int) -> Trial:
+        """Add a point as the next trial; `asked` is how often the searcher was asked by now."""
+        number = max(self.trials, default=-1) + 1
+        self._append(
+            {"event": "proposed", "trial": number, "point": dict(point), "hash": point_hash(point), "origin": origin,
+             "asked": asked}
+        )  # fmt: skip
+        return self.trials[number]
+
+    def begin(self, trial: Trial, *, workers: int) -> None:
+        """Note that a trial is about to be trained."""
+        self._append({"event": "begun", "trial": trial.number, "workers": workers})
+
+    def repeat(self, trial: Trial, index: int, values: Mapping[str, float], seconds: float) -> None:
+        """Note what one repeat gave."""
+        self._append(
+            {"event": "repeat", "trial": trial.number, "index": index, "values": dict(values), "seconds": seconds}
+        )  # fmt: skip
+
+    def end(self, trial: Trial, state: str, *, values: Mapping[str, float] | None = None, reason: str = "") -> None:
+        """Note how a trial ended (a state of `ENDED`, or interrupted)."""
+        self._append(
+            {"event": "ended", "trial": trial.number, "state": state, "values": dict(values or {}), "reason": reason,
+             "step": trial.step, "total_steps": trial.total_steps, "seconds": trial.seconds,
+             "evaluations": trial.evaluations, "model": trial.model}
+        )  # fmt: skip
+
+    def spend(self, seconds: float) -> None:
+        """Note how long this start of the sweep has lasted in all."""
+        self._append({"event": "spent", "seconds": seconds})
+
+    def _append(self, record: dict[str, Any]) -> None:
+        line = json.dumps({"at": now_iso(), **record}, separators=(",", ":"), allow_nan=True).encode() + b"\n"
+        os.write(self._fd, line)
+        os.fsync(self._fd)
+        self._fold(record)
+
+    def _fold_file(self) -> None:
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                self._fold(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(
+                    f"line {number} of {self.path} cannot be read: {error}",
+                    hint="restore the file, or start a new sweep",
+                ) from error
+
+    def _fold(self, record: Mapping[str, Any]) -> None:
+        event = record["event"]
+        if event == "proposed":
+            self._add(record)
+            return
+        if event == "spent":
+            self.spent_s += float(record["seconds"])
+            return
+        trial = self.trials[int(record["trial"])]
+        if event == "begun":
+            trial.state, trial.workers = "running", int(record["workers"])
+        elif event == "repeat":
+            trial.repeats[int(record["index"])] = dict(record["values"])
+            trial.repeats_s[int(record["index"])] = float(record["seconds"])
+        elif event == "ended":
+            trial.state, trial.reason, trial.values = record["state"], record["reason"], dict(record["values"])
+            trial.step, trial.total_steps = int(record["step"]), int(record["total_steps"])
+            trial.seconds, trial.evaluations = float(record["seconds"]), int(record["evaluations"])
+            trial.model = dict(record.get("model", {}))
+
+    def _add(self, record: Mapping[str, Any]) -> None:
+        point = dict(record["point"])
+        if point_hash(point) != record["hash"]:
+            raise ValueError(f"the point of trial {record['trial']} is not what its hash {record['hash']} says")
+        trial = Trial(int(record["trial"]), point, record["hash"], record["origin"])
+        self.trials[trial.number] = trial
+        self.by_digest[trial.digest] = trial
+        self.asked = max(self.asked, int(record["asked"]))

@@ -1,0 +1,37 @@
+"""May a sweep go on with this job? Its trials must be comparable; space, budgets, searcher and scheduler may change."""
+
+from __future__ import annotations
+
+from orchestrator.errors import JobFileError, Problem
+from orchestrator.runs.paths import RunDir
+from orchestrator.spec.digest import differing_keys
+from orchestrator.spec.job import JobSpec
+from orchestrator.sweep.objectives import objectives_of
+
+
+def require_same_job(run: RunDir, job: JobSpec) -> None:
+    """Refuse to go on with another job: its trials could not be compared with those there are. Raises JobFileError."""
+    try:
+        before = JobSpec.model_validate_json(run.job.read_bytes())
+    except OSError:
+        return
+    if before.sweep is None:
+        raise JobFileError(f"{run.run_id} is a run, not a sweep", hint=f"`orchestrator run JOB --resume {run.run_id}`")
+    varies = {*before.sweep.space, *(job.sweep.space if job.sweep else ())}
+    problems = [
+        Problem(key, f"was {was!r} when the sweep began, is {now!r} now", f"set {key} back, or start anew", "resume")
+        for key, was, now in differing_keys(before, job)
+        if not any(f"{key}.".startswith(f"{path}.") or f"{path}.".startswith(f"{key}.") for path in varies)
+    ]
+    old, new = objectives_of(before), objectives_of(job)
+    if old != new:
+        said = [", ".join(f"{each.name} {each.direction}" for each in some) for some in (old, new)]
+        problems.append(
+            Problem("sweep.objectives", f"were {said[0]}, are {said[1]} now", "start a new sweep", "resume")
+        )
+    if problems:
+        raise JobFileError(
+            f"{run.run_id} cannot go on with another job: its trials could not be compared; nothing was changed",
+            hint="only the space, budgets, searcher, scheduler and start points may change",
+            problems=problems,
+        )

@@ -1,0 +1,114 @@
+"""`Source`: the next point worth training. Start points first, then the searcher's; duplicates and infeasible ones are
+answered here, at no cost, and told to the searcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator import plugins
+from orchestrator.spec.job import JobSpec
+from orchestrator.spec.sweep import SweepSection
+from orchestrator.sweep.feasible import Feasible, Limits, judge_point
+from orchestrator.sweep.ledger import Ledger, Trial
+from orchestrator.sweep.objectives import Objective, objectives_of
+from orchestrator.sweep.point import Point, plain_copy, point_hash, value_at
+from orchestrator.sweep.search import Outcome, Searcher, SearchTask
+from orchestrator.sweep.space import Space
+
+MAX_IN_A_ROW = 500
+"""Points in a row that give no new feasible one before the search counts as exhausted."""
+
+
+class Source:
+    """Where trials come from. `ended` says why there are no more, "" while there are."""
+
+    def __init__(self, data: Mapping[str, Any], job: JobSpec, space: Space, ledger: Ledger, limits: Limits) -> None:
+        self._data, self._sweep, self._space = data, _sweep_of(job), space
+        self._ledger, self._limits = ledger, limits
+        self.objectives: tuple[Objective, ...] = objectives_of(job)
+        self.ended = ""
+        self._asked = ledger.asked
+        task = SearchTask(space, self.objectives, self._sweep.seed, self._asked)
+        self._searcher: Searcher = plugins.build("searchers", self._sweep.search.use, self._sweep.search.options, task)
+        self._starts = self._start_points()
+        for trial in ledger.trials.values():
+            if trial.is_over:
+                self._searcher.tell(trial.point, outcome_of(trial))
+
+    def judge(self, trial: Trial) -> Feasible | None:
+        """Return the job and plan of a trial; one that is infeasible is closed as such."""
+        judged = judge_point(self._data, trial.point, self._sweep.constraints, self._limits)
+        if isinstance(judged, Feasible):
+            return judged
+        self._ledger.end(trial, "infeasible", reason=judged.reason)
+        self.tell(trial)
+        return None
+
+    def next(self) -> tuple[Trial, Feasible] | None:
+        """Return a new feasible trial; None when there are no more."""
+        tried = 0
+        while tried < MAX_IN_A_ROW:
+            found = self._next_point()
+            if found is None:
+                self.ended = "every point of the space was tried"
+                return None
+            point, origin = found
+            known = self._ledger.by_digest.get(point_hash(point))
+            if known is not None:
+                if known.is_over:
+                    self._searcher.tell(point, outcome_of(known))
+                tried += not getattr(self._searcher, "finite", False)  # a grid ends by itself
+                continue
+            trial = self._ledger.propose(point, origin=origin, asked=self._asked)
+            feasible = self.judge(trial)
+            if feasible is not None:
+                return trial, feasible
+            tried += 1
+        self.ended = f"{MAX_IN_A_ROW} points in a row were infeasible or tried before"
+        return None
+
+    def tell(self, trial: Trial) -> None:
+        """Let the searcher learn how a trial ended."""
+        self._searcher.tell(trial.point, outcome_of(trial))
+
+    def _next_point(self) -> tuple[Point, str] | None:
+        start = next(self._starts, None)
+        if start is not None:
+            return start, "start"
+        self._asked += 1
+        point = self._searcher.ask()
+        return None if point is None else (point, "search")
+
+    def _start_points(self) -> Iterator[Point]:
+        for given in self._sweep.start:
+            yield complete(given, self._space)
+
+
+def complete(given: Mapping[str, Any], space: Space) -> Point:
+    """Return a start point with every parameter: what it leaves out is as in the job, else the middle of its range."""
+    point: dict[str, Any] = {}
+    for param in space.params:
+        if not space.is_active(param, point):
+            continue
+        if param.path in given:
+            point[param.path] = plain_copy(given[param.path])
+            continue
+        try:
+            own = value_at(space.base, param.path)
+        except KeyError:
+            own = None
+        point[param.path] = own if param.holds(own) else param.at(0.5)
+    return point
+
+
+def outcome_of(trial: Trial) -> Outcome:
+    """Return what a searcher is told of an ended trial."""
+    return Outcome(trial.state, dict(trial.values), trial.reason)
+
+
+def _sweep_of(job: JobSpec) -> SweepSection:
+    if job.sweep is None:
+        raise ValueError("the job has no sweep")
+    return job.sweep

@@ -1,0 +1,161 @@
+"""What came of a sweep, in words and plain data: verdict, description for MLflow, `summary.json`, `trials.csv`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.spec.job import JobSpec
+from orchestrator.sweep.ledger import Trial
+from orchestrator.sweep.objectives import Objective
+from orchestrator.sweep.point import plain_copy, point_name, short_keys, short_value
+
+MOST_ROWS = 30
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A sweep at one moment. `front` and `best` are numbers of trials; `exported` what exported models gave."""
+
+    job: JobSpec
+    objectives: Sequence[Objective]
+    trials: Mapping[int, Trial]
+    front: Sequence[int]
+    elapsed_s: float
+    why: str = ""
+    exported: Mapping[int, Mapping[str, float]] | None = None
+
+    @property
+    def best(self) -> Trial | None:
+        """The front's trial that is best in the first objective; None when no trial has a result."""
+        return self.trials[self.front[0]] if self.front else None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of trials by state."""
+        return dict(Counter(trial.state for trial in self.trials.values()))
+
+    @property
+    def worker_s(self) -> float:
+        """Seconds of workers used."""
+        return sum(trial.seconds * trial.workers for trial in self.trials.values())
+
+    @property
+    def saved_steps(self) -> tuple[int, int]:
+        """(steps that early stopping left out, steps that all trials would have taken in full)."""
+        done = [trial for trial in self.trials.values() if trial.state in ("finished", "stopped")]
+        return (
+            sum(max(0, trial.total_steps - trial.step) for trial in done if trial.state == "stopped"),
+            sum(trial.total_steps for trial in done),
+        )
+
+
+def count_words(counts: Mapping[str, int]) -> str:
+    """Return `20 finished, 3 stopped early, 1 infeasible`."""
+    words = {"stopped": "stopped early", "oom": "out of memory"}
+    order = ("finished", "stopped", "infeasible", "oom", "diverged", "failed", "interrupted", "running", "waiting")
+    return (
+        ", ".join(f"{counts[state]} {words.get(state, state)}" for state in order if counts.get(state)) or "no trials"
+    )
+
+
+def verdict(state: str, summary: Summary) -> str:
+    """Return the first line: the best trial and its values, the front, the counts."""
+    best = summary.best
+    if best is None:
+        return f"{state}: no trial has a result ({count_words(summary.counts)})"
+    values = ", ".join(f"{each.name} {number(best.values.get(each.name))}" for each in summary.objectives)
+    front = f"; front of {len(summary.front)} trials" if len(summary.objectives) > 1 else ""
+    return f"{state}: best {best.name} with {values} ({point_name(best.point)}){front}; {count_words(summary.counts)}"
+
+
+def note_rows(summary: Summary) -> list[tuple[str, str]]:
+    """Return the table of the description: counts, costs, the front."""
+    rows = [("trials", count_words(summary.counts))]
+    if summary.why:
+        rows.append(("ended", summary.why))
+    rows.append(("spent", f"{summary.elapsed_s:.0f} s, {summary.worker_s:.0f} worker seconds"))
+    saved, whole = summary.saved_steps
+    if saved:
+        rows.append(("saved by stopping early", f"{saved:,} of {whole:,} steps ({100 * saved / whole:.0f} %)"))
+    for key in summary.front[:MOST_ROWS]:
+        trial = summary.trials[key]
+        values = ", ".join(f"{each.name} {number(trial.values.get(each.name))}" for each in summary.objectives)
+        tested = (summary.exported or {}).get(key, {})
+        test = "".join(f", {name} {number(value)}" for name, value in tested.items() if name != "test/loss")
+        rows.append(
+            (
+                f"{'front' if len(summary.objectives) > 1 else 'best'} {trial.name}",
+                f"{values}{test}: {point_name(trial.point)}",
+            )
+        )
+    return rows
+
+
+def number(value: float | None) -> str:
+    """Return a value for people; a dash when there is none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if float(value).is_integer() and abs(value) < 1e12:
+        return f"{int(value):,}"
+    return f"{value:.4g}"
+
+
+def as_data(summary: Summary) -> dict[str, Any]:
+    """Return everything as plain JSON-ready values: read by the figures, by `--json` and by people."""
+    best = summary.best
+    saved, whole = summary.saved_steps
+    return {
+        "objectives": {each.name: each.direction for each in summary.objectives},
+        "best": best.name if best else None,
+        "front": [summary.trials[key].name for key in summary.front],
+        "counts": summary.counts,
+        "elapsed_s": round(summary.elapsed_s, 3),
+        "worker_s": round(summary.worker_s, 3),
+        "saved_steps": saved,
+        "whole_steps": whole,
+        "ended": summary.why,
+        "trials": [_trial_data(trial, summary) for _, trial in sorted(summary.trials.items())],
+    }
+
+
+def _trial_data(trial: Trial, summary: Summary) -> dict[str, Any]:
+    return {
+        "name": trial.name,
+        "state": trial.state,
+        "reason": trial.reason,
+        "point": plain_copy(trial.point),
+        "values": {key: value for key, value in trial.values.items() if math.isfinite(value)},
+        "test": dict((summary.exported or {}).get(trial.number, {})),
+        "front": trial.number in summary.front,
+        "step": trial.step,
+        "total_steps": trial.total_steps,
+        "evaluations": trial.evaluations,
+        "seconds": round(trial.seconds, 3),
+        "workers": trial.workers,
+        "origin": trial.origin,
+        "hash": trial.digest,
+    }
+
+
+def as_csv(summary: Summary) -> str:
+    """Return one row per trial: name, state, what varies, objectives, steps, seconds, reason."""
+    paths = list(dict.fromkeys(path for trial in summary.trials.values() for path in trial.point))
+    shorts = short_keys(paths)
+    names = [each.name for each in summary.objectives]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["trial", "state", "front", *(shorts[path] for path in paths), *names, "step", "seconds", "reason"])
+    for _, trial in sorted(summary.trials.items()):
+        cells = [short_value(trial.point[path]) if path in trial.point else "" for path in paths]
+        values = [trial.values.get(name, "") for name in names]
+        front = "yes" if trial.number in summary.front else ""
+        writer.writerow(
+            [trial.name, trial.state, front, *cells, *values, trial.step, f"{trial.seconds:.2f}", trial.reason]
+        )
+    return out.getvalue()

@@ -1,0 +1,168 @@
+"""`TrialRun`: one training of a trial in a folder laid out like a run's, so that the engine, the exporters and the
+tracking sender work on it as on any run. Made, told about and closed by the driver.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.cluster.trial_worker import Share
+from orchestrator.plan.build import resolved_job
+from orchestrator.runs import control
+from orchestrator.runs.heartbeat import Watchdog, clear_heartbeats, read_heartbeats
+from orchestrator.runs.lease import Lease, acquire
+from orchestrator.runs.paths import RunDir
+from orchestrator.runs.record import RunRecord, now_iso, read_record, update_record, write_json, write_record
+from orchestrator.runs.spool import SpoolWriter
+from orchestrator.spec.job import JobSpec
+from orchestrator.spec.yaml_write import write
+from orchestrator.sweep.feasible import Feasible
+from orchestrator.sweep.ledger import Trial
+from orchestrator.sweep.point import plain_copy, point_name, short_value
+from orchestrator.tracking.request import TrackingRequest, write_request
+
+STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}
+"""In MLflow; a trial that was ended early on purpose has done its part, all others FAILED."""
+
+
+def trial_folder(sweep: RunDir, trial: Trial, repeat: int) -> RunDir:
+    """Return where a repeat of a trial lives."""
+    return RunDir(sweep.trials / (trial.name if repeat == 0 else f"{trial.name}-r{repeat}"))
+
+
+def trial_job(job: JobSpec, repeat: int) -> JobSpec:
+    """Return the job of a repeat: the same with the next seed."""
+    if repeat == 0:
+        return job
+    return job.model_copy(update={"train": job.train.model_copy(update={"seed": job.train.seed + repeat})})
+
+
+@dataclass
+class TrialRun:
+    """A repeat of a trial that is about to be trained, is, or has just been."""
+
+    trial: Trial
+    repeat: int
+    feasible: Feasible
+    run: RunDir
+    attempt: int = 0
+    lease: Lease | None = None
+    spool: SpoolWriter | None = None
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    began: float = 0.0
+    stop_reason: str = ""
+
+    def open(self, sweep: RunDir) -> Share:
+        """Make the folder (or take over what an earlier attempt left); return what the workers are asked."""
+        job = trial_job(self.feasible.job, self.repeat)
+        resume = self.run.record.is_file()
+        for folder in (self.run.logs, self.run.failures, self.run.heartbeats, self.run.spool):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            write_record(self.run, RunRecord(run_id=self.run.run_id, name=job.name, created=now_iso()))
+        self.lease = self.lease.advance() if self.lease is not None else acquire(self.run)
+        self.attempt = max(self.attempt, read_record(self.run).attempt) + 1
+        update_record(self.run, state="running", attempt=self.attempt, verdict="", ended="")
+        clear_heartbeats(self.run)
+        control.clear_stop(self.run)
+        self.run.result.unlink(missing_ok=True)
+        self._write_job(job)
+        if self.spool is None:
+            self._track(sweep, job, resume=resume)
+        self.began, self.stop_reason, self.watchdog = time.monotonic(), "", Watchdog()
+        return Share(str(self.run.path), attempt=self.attempt, token=self.lease.token, resume=resume)
+
+    def _write_job(self, job: JobSpec) -> None:
+        """Write the job as workers read it, and as a person would run it alone: without what the plan chose here."""
+        alone = job.model_copy(update={"sweep": None})
+        write_json(self.run.job, resolved_job(alone, self.feasible.plan).model_dump(mode="json"))
+        said = (
+            f"# Trial {self.trial.name}: {point_name(self.trial.point)}\n# orchestrator run {self.run.path}/job.yaml\n"
+        )
+        (self.run.path / "job.yaml").write_text(said + write(_without_defaults(alone)), encoding="utf-8")
+
+    def _track(self, sweep: RunDir, job: JobSpec, *, resume: bool) -> None:
+        varies = varied(self.trial)
+        write_trial_request(self.run, sweep, self.trial, job, self.repeat, resume=resume, params=varies)
+        self.spool = SpoolWriter(self.run.spool / "driver.jsonl")
+
+    def is_hung(self) -> bool:
+        """Say whether a rank has been silent for longer than it may be."""
+        return bool(self.watchdog.hung(read_heartbeats(self.run)))
+
+    def close(self, state: str, note: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Tell the record and the tracking store how it ended, and give the folder back."""
+        if self.spool is not None:
+            if metrics:
+                self.spool.metrics(self.trial.step, metrics)
+            self.spool.record("tags", values=dict(tags))
+            self.spool.record("note", text=note)
+            self.spool.record("status", status=STATUS.get(state, "FAILED"))
+            self.spool.close()
+            self.spool = None
+        known = {"finished": "finished", "stopped": "stopped", "interrupted": "stopped"}.get(state, "failed")
+        update_record(self.run, state=known, verdict=note.splitlines()[0], ended=now_iso(), metrics=dict(metrics))
+        if self.lease is not None:
+            self.lease.release()
+            self.lease = None
+
+
+def write_trial_request(
+    run: RunDir,
+    sweep: RunDir,
+    trial: Trial,
+    job: JobSpec,
+    repeat: int,
+    *,
+    resume: bool,
+    params: Mapping[str, Any],
+) -> TrackingRequest:
+    """Write what the sender is asked for this trial: a child run with a short name and what varies as parameters."""
+    track = job.track
+    again = f" r{repeat}" if repeat else ""
+    tags = {
+        "orchestrator.kind": "trial",
+        "orchestrator.sweep": sweep.run_id,
+        "orchestrator.run_id": f"{sweep.run_id}/{run.run_id}",
+        "trial": trial.name,
+        "trial.origin": trial.origin,
+        "trial.hash": trial.digest,
+    }
+    return write_request(
+        run,
+        uri=track.uri or default_uri(sweep),
+        experiment=track.experiment,
+        run_name=f"{trial.name}{again} {point_name(trial.point)}",
+        offline=track.offline,
+        resume=resume,
+        tags=tags | ({"trial.repeat": str(repeat)} if repeat else {}),
+        params=params,
+    )
+
+
+def varied(trial: Trial) -> dict[str, str]:
+    """Return what varies as flat text parameters; a section as its parts."""
+    return {
+        path: short_value(value) if not isinstance(value, float) else f"{value:.6g}"
+        for path, value in trial.point.items()
+    }
+
+
+def default_uri(sweep: RunDir) -> str:
+    """Return the store beside the sweep: without this a trial would have one of its own in the sweep's folder."""
+    from orchestrator.runs.paths import default_tracking_uri
+
+    return default_tracking_uri(sweep.storage)
+
+
+def drop_checkpoints(run: RunDir) -> None:
+    """Delete a trial's checkpoints; its job, curves and values stay."""
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def _without_defaults(job: JobSpec) -> Any:
+    return plain_copy(job.model_dump(mode="json", exclude_defaults=True))

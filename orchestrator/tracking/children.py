@@ -1,0 +1,89 @@
+"""`Children`: the trials of a sweep, shipped by the sweep's own sender as child runs. Sender process only.
+
+Hundreds of trials share one process and one client. A trial whose final status is sent is looked at again only when its
+spool grows: what is exported at the end comes after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from orchestrator.runs.paths import RunDir
+from orchestrator.tracking import store
+from orchestrator.tracking.cursor import Cursor, load_cursor, spool_files
+from orchestrator.tracking.pump import Pump, send_request
+from orchestrator.tracking.request import TrackingRequest, read_request, read_state, url_of, write_state
+from orchestrator.tracking.ship import Shipper
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PARENT_TAG = "mlflow.parentRunId"
+
+
+class Children:
+    """All trials below one sweep."""
+
+    def __init__(self, client: MlflowClient, parent: RunDir, experiment_id: str, parent_id: str, *, once: bool) -> None:
+        self._client, self._parent = client, parent
+        self._experiment_id, self._parent_id = experiment_id, parent_id
+        self._once = once
+        self._pumps: dict[str, Pump] = {}
+        self._done_bytes: dict[str, int] = {}
+
+    def round(self) -> int:
+        """Ship one portion of every trial; return the number of records dealt with."""
+        if not self._parent.trials.is_dir():
+            return 0
+        moved = 0
+        for path in sorted(self._parent.trials.iterdir()):
+            if (path / "tracking.json").is_file():
+                moved += self._ship(RunDir(path))
+        return moved
+
+    def _ship(self, run: RunDir) -> int:
+        name, size = run.run_id, _spool_bytes(run)
+        if self._done_bytes.get(name) == size:
+            return 0
+        pump = self._pumps.get(name) or self._open(run)
+        if pump is None:
+            self._done_bytes[name] = size
+            return 0
+        self._pumps[name] = pump
+        moved = pump.round()
+        if moved:
+            return moved
+        if pump.final is not None:
+            pump.finish()
+            del self._pumps[name]
+            return 1
+        if pump.cursor.closed:
+            del self._pumps[name]
+            self._done_bytes[name] = size
+        return 0
+
+    def _open(self, run: RunDir) -> Pump | None:
+        request, cursor = read_request(run), load_cursor(run)
+        if request is None:
+            return None
+        reopen = not self._once and (not cursor.closed or _begun_again(request, cursor))
+        request = replace(request, tags={**request.tags, PARENT_TAG: self._parent_id})
+        known = request.mlflow_run_id or read_state(run).run_id
+        run_id = store.ensure_run(self._client, request, self._experiment_id, known, reopen=reopen)
+        state = replace(read_state(run), uri=request.uri, experiment_id=self._experiment_id, run_id=run_id)
+        write_state(run, state, state="ready", url=url_of(state), error="", hint="")
+        pump = Pump(run, Shipper(self._client, run, request, self._experiment_id, run_id), request.after_bytes)
+        if reopen:
+            pump.note_closed(False)
+        send_request(pump, request)
+        return pump
+
+
+def _begun_again(request: TrackingRequest, cursor: Cursor) -> bool:
+    """Say whether the trial was resumed after its last status was sent."""
+    return request.resume and cursor.offsets.get("driver", 0) <= request.after_bytes
+
+
+def _spool_bytes(run: RunDir) -> int:
+    return sum(path.stat().st_size for path in spool_files(run))
