@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +42,8 @@ class Available:
 
 
 def _local_capability() -> tuple[int, int] | None:
+    import subprocess
+
     # The driver's own tool: asking torch would take seconds and a context on the GPU.
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
