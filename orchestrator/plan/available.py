@@ -19,6 +19,14 @@ class Available:
     num_gpus: int
     memory_bytes: int
     known: bool = True
+    capability: tuple[int, int] | None = None
+    """CUDA compute capability of the weakest GPU, where it is given; else this machine is asked when it matters."""
+
+    def compute_capability(self) -> tuple[int, int] | None:
+        """Return the compute capability of the weakest GPU; None when there is none or it cannot be found out."""
+        if self.capability is not None or not self.known or self.num_gpus == 0:
+            return self.capability
+        return _local_capability()
 
     @classmethod
     def local(cls) -> Available:
@@ -31,6 +39,18 @@ class Available:
     def unknown(cls) -> Available:
         """Return the stand-in for a cluster that is asked only when the job starts there."""
         return cls(0.0, 0, 0, known=False)
+
+
+def _local_capability() -> tuple[int, int] | None:
+    import subprocess
+
+    # The driver's own tool: asking torch would take seconds and a context on the GPU.
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        return min((int(major), int(minor)) for major, minor in (line.split(".") for line in said.split()))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
 
 
 def _num_local_gpus() -> int:

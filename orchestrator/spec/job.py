@@ -63,6 +63,9 @@ class TrainSection(Section):
     """fp32; bf16 = autocast with fp32 weights; fp64 for proofs of equality."""
     compile: bool = False
     """Compile with torch.compile, block by block where the model names its blocks, else the model as a whole."""
+    float8: Literal["none", "native", "emulated"] = "none"
+    """Products of linear layers inside blocks (not the head) in 8 bits, by torchao; native needs a GPU of compute
+    capability 8.9 or more; emulated rounds alike on any device, without the speed. Needs precision bf16."""
     activation_checkpoint: Literal["none", "full", "every_n", "selective"] = "none"
     """Blocks whose activations are computed again in the backward pass: saves memory, costs time, changes no bit."""
     activation_checkpoint_every: PositiveInt = 2

@@ -18,6 +18,7 @@ from orchestrator.errors import PlanError
 from orchestrator.parallel.apply import ParallelModel, apply_layout
 from orchestrator.parallel.containers import Split
 from orchestrator.parallel.context import own_piece
+from orchestrator.parallel.float8 import apply_float8
 from orchestrator.parallel.initialise import build_module, fill
 from orchestrator.parallel.mesh import build_expert_mesh, build_mesh, data_group
 from orchestrator.parallel.process import Rank
@@ -262,6 +263,8 @@ def _build_model(
             target.to(rank.device)
 
     units = plugin.shard_units(module) if hasattr(plugin, "shard_units") else ()
+    if job.train.float8 != "none":
+        apply_float8(module, units, _never_float8(job), rank.device, emulated=job.train.float8 == "emulated")
     return apply_layout(
         module,
         plan.layout,
@@ -281,6 +284,14 @@ def _build_model(
         compile_model=job.train.compile,
         memory_format=memory_format,
     )
+
+
+def _never_float8(job: JobSpec) -> list[str]:
+    """Return the last layer, and mixtures of experts, whose router would choose others by a rounding."""
+    plugin: Any = plugins.load("models", job.model.use)
+    config = plugins.build_config(plugin.Config, job.model.options)
+    heads = [f"layers.{plugin.layer_names(config)[-1]}"] if hasattr(plugin, "layer_names") else []
+    return heads + (list(plugin.expert_layers(config)) if hasattr(plugin, "expert_layers") else [])
 
 
 def _memory_format(job: JobSpec, data: Dataset, plan: Plan) -> torch.memory_format:

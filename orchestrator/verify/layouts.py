@@ -105,14 +105,16 @@ def on_one_process(job: JobSpec, pieces: int) -> JobSpec:
 def on_cpus(job: JobSpec) -> JobSpec:
     """Return the job for this machine's processes: gloo, no GPU, no fused kernels."""
     cluster = job.cluster.model_copy(update={"gpus_per_worker": 0.0, "backend": "gloo", "address": None})
-    train = job.train.model_copy(update={"compile": False})
+    float8 = "emulated" if job.train.float8 == "native" else job.train.float8
+    train = job.train.model_copy(update={"compile": False, "float8": float8})
     return job.model_copy(update={"cluster": cluster, "train": train})
 
 
 def in_precision(job: JobSpec, precision: str) -> JobSpec:
     """Return the job in another precision; float64 is whole, so that the layout is judged and not its rounding."""
     parallel = job.parallel.model_copy(update={"shard_precision": "full"}) if precision == "fp64" else job.parallel
-    train = job.train.model_copy(update={"precision": precision})
+    changes = {"precision": precision} | ({"float8": "none"} if precision != "bf16" else {})
+    train = job.train.model_copy(update=changes)
     return job.model_copy(update={"train": train, "parallel": parallel})
 
 

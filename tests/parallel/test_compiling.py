@@ -66,7 +66,7 @@ def after_training(spec: JobSpec) -> dict[str, Any]:
 
 
 CASES = [
-    ("resnet", {"replicate": 2}, "none"),
+    pytest.param("resnet", {"replicate": 2}, "none", marks=pytest.mark.slow),
     ("resnet", {"shard": 2}, "full"),
     pytest.param("transformer", {"replicate": 2}, "full", marks=pytest.mark.slow),
     pytest.param("transformer", {"shard": 2}, "none", marks=pytest.mark.slow),
