@@ -24,7 +24,7 @@ from orchestrator.complaints import Words, from_pydantic
 from orchestrator.errors import JobFileError, Problem
 from orchestrator.wording import listed, nearest
 
-GROUPS = ("models", "data", "optimizers", "schedules", "losses", "metrics", "callbacks", "exporters")
+GROUPS = ("models", "data", "optimizers", "schedules", "losses", "metrics", "callbacks", "exporters", "compressors")
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*)?")
 
 

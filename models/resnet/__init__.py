@@ -23,6 +23,7 @@ __all__ = [
     "layer_costs",
     "layer_names",
     "norm_groups",
+    "prunable",
     "shape",
     "shard_units",
     "tensor_limits",
@@ -146,6 +147,12 @@ def tensor_limits(config: Config) -> dict[str, int]:
     if config.norm == "group":
         return {f"groups of channels.{at}": norm_groups(width) for at, width in enumerate(config.channels)}
     return {f"channels.{at}": width for at, width in enumerate(config.channels)}
+
+
+def prunable(config: Config) -> dict[str, dict[str, int]]:
+    """Return what can be made narrower: the channels inside each block, and those its stage has in common."""
+    widths = {"stem": config.channels[0]}
+    return {"channels": widths | {f"block{at}": size.outputs for at, size in enumerate(block_sizes(config), start=1)}}
 
 
 def build(config: Config) -> nn.Module:

@@ -88,7 +88,7 @@ def _table(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
 def _takes(key: str, value: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     inner = resolve(value, schema)
     if "properties" in inner and inner.get("title") != "Use":
-        return f"[keys of {key}](#{key})" if inner.get("title") != "MonitorSection" else "a mapping, see below"
+        return f"[keys of {key}](#{key})" if key in schema["properties"] else "a mapping, see below"
     if key == "groups":
         return "a list, each item {match: PATTERN, ...keys of the optimiser}"
     return expected(value, schema)

@@ -1,0 +1,145 @@
+"""What an ONNX file holds, read off its bytes: operators and weights by type. Standard library only.
+
+The checking process must not need the tools that wrote the file, so the few fields of the protobuf format that matter
+(onnx.proto: ModelProto.graph 7; GraphProto.node 1, initializer 5; NodeProto.op_type 4, attribute 5, domain 7;
+TensorProto.dims 1, data_type 2, external location 13) are read here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+
+_FLOATS = {1: 4, 10: 2, 11: 8, 16: 2}
+_INTEGERS = {2: 1.0, 3: 1.0, 4: 2.0, 5: 2.0, 21: 0.5, 22: 0.5}  # uint8 int8 uint16 int16 uint4 int4; not int32/64
+PLAIN_DOMAINS = ("", "ai.onnx", "com.microsoft")
+INTEGER_OPERATORS = frozenset(
+    (
+        "QLinearConv",
+        "QLinearMatMul",
+        "QLinearAdd",
+        "QLinearMul",
+        "QLinearGlobalAveragePool",
+        "QLinearAveragePool",
+        "QLinearConcat",
+        "QLinearSigmoid",
+        "QLinearLeakyRelu",
+        "QLinearSoftmax",
+        "QLinearReduceMean",
+        "QGemm",
+        "ConvInteger",
+        "MatMulInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "GatherBlockQuantized",
+        "QAttention",
+        "NhwcQLinearConv",
+    )
+)
+
+
+@dataclass
+class GraphFacts:
+    """Operators by name, foreign domains, and how many numbers the weights hold as floats and as small integers."""
+
+    operators: Counter[str] = field(default_factory=Counter)
+    domains: set[str] = field(default_factory=set)
+    float_values: int = 0
+    integer_values: int = 0
+    external: bool = False
+
+    @property
+    def coverage(self) -> float:
+        """Share of the weights' numbers that are small integers."""
+        return self.integer_values / max(1, self.integer_values + self.float_values)
+
+    @property
+    def integer_operators(self) -> int:
+        """Operators that compute on integers."""
+        return sum(count for name, count in self.operators.items() if name in INTEGER_OPERATORS)
+
+
+def read_graph(content: bytes, packed_bits: int = 8) -> GraphFacts:
+    """Return the facts of an ONNX model. Raises ValueError when the bytes are none.
+
+    `packed_bits` 4: bytes of MatMulNBits weights hold two numbers each.
+    """
+    found = GraphFacts()
+    for number, value in _fields(content):
+        if number == 7 and isinstance(value, bytes):
+            _read_graph(value, found, packed_bits)
+    if not found.operators:
+        raise ValueError("no graph with operators in it")
+    return found
+
+
+def _read_graph(content: bytes, found: GraphFacts, packed_bits: int) -> None:
+    for number, value in _fields(content):
+        if number == 1 and isinstance(value, bytes):
+            node = dict(_fields(value))
+            found.operators[_text(node.get(4, b""))] += 1
+            found.domains.add(_text(node.get(7, b"")))
+        elif number == 5 and isinstance(value, bytes):
+            _read_tensor(value, found, packed_bits)
+
+
+def _read_tensor(content: bytes, found: GraphFacts, packed_bits: int) -> None:
+    dims: list[int] = []
+    kind = 0
+    for number, value in _fields(content):
+        if number == 1:
+            dims += [value] if isinstance(value, int) else _packed(value)
+        elif number == 2 and isinstance(value, int):
+            kind = value
+        elif number == 13:
+            found.external = True
+    count = prod(dims)
+    if kind in _FLOATS:
+        found.float_values += count
+    elif kind in _INTEGERS:
+        found.integer_values += count * (8 // packed_bits if kind == 2 else 1)
+
+
+def _text(value: int | bytes) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
+
+
+def _packed(content: bytes) -> list[int]:
+    found, at = [], 0
+    while at < len(content):
+        value, at = _varint(content, at)
+        found.append(value)
+    return found
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
+    at = 0
+    while at < len(content):
+        key, at = _varint(content, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(content, at)
+            yield key >> 3, value
+            continue
+        size = {1: 8, 5: 4}.get(kind)
+        if kind == 2:
+            size, at = _varint(content, at)
+        if size is None or at + size > len(content):
+            raise ValueError("not a protobuf message")
+        yield key >> 3, content[at : at + size]
+        at += size
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(content) or shift > 63:
+            raise ValueError("not a protobuf message")
+        byte = content[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
