@@ -92,11 +92,11 @@ def _timing_line(row: Mapping[str, Any]) -> str:
     place = f"  batch {row['batch']}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}:"
     if row["verdict"] != "ok":
         return f"{place} {row['verdict']} (the same file twice differs by {row['noise']:.0%})"
-    text = f"{place} {_speed(row['speedup'])} than fp32 eager"
+    text = f"{place} {_speed(row['speedup'])} fp32 eager"
     if "speedup_runtime" in row:
-        text += f", {_speed(row['speedup_runtime'])} than fp32 in the same runtime"
+        text += f", {_speed(row['speedup_runtime'])} fp32 in the same runtime"
     return f"{text} ({row['ms']:.3f} ms, A/A within {row['noise']:.1%})"
 
 
 def _speed(ratio: float) -> str:
-    return f"{ratio:.2f} x faster" if ratio >= 1 else f"SLOWER: {1 / ratio:.2f} x the time"
+    return f"{ratio:.2f} x faster than" if ratio >= 1 else f"SLOWER: {1 / ratio:.2f} x the time of"
