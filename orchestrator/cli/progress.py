@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 _REDRAW_S = 0.15
 _PLAIN_S = 10.0
-_TOLD = {"failure": "red", "hang": "red", "retry": "yellow", "stopping": "yellow", "finishing": "cyan"}
+_TOLD = {
+    "failure": "red",
+    "hang": "red",
+    "retry": "yellow",
+    "stopping": "yellow",
+    "finishing": "cyan",
+    "note": "yellow",
+}
 
 
 class Progress:
@@ -59,6 +66,8 @@ class Progress:
             self.tell(event.kind, event.text, _TOLD[event.kind])
         elif event.kind == "tracking" and event.text:
             self.tell("mlflow", event.text)
+        elif event.kind == "ranks":
+            self._ranks(event)
         elif event.kind == "created":
             self.tell("run", f"{event.text}  {event.data.get('path', '')}")
         elif event.kind == "attempt":
@@ -66,6 +75,14 @@ class Progress:
             if event.data.get("attempt", 1) > 1:
                 resumed = "from the newest checkpoint" if event.data.get("resume") else "from the start"
                 self.tell("attempt", f"{event.data['attempt']}, {resumed}")
+
+    def _ranks(self, event: Event) -> None:
+        """Show where the ranks run: a line for all, with -v one for each. One rank needs no map."""
+        if len(event.data["ranks"]) > 1:
+            self.tell("ranks", event.text)
+        if self._out.verbose:
+            for line in event.data["lines"]:
+                self.tell("", line)
 
     def tell(self, title: str, text: str, colour: str = "") -> None:
         """Print a line above the live one."""

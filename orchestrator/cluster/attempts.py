@@ -171,7 +171,7 @@ def _hang(late: list[Heartbeat], stacks: str) -> Failure:
 
 def _final_error(run: RunDir, failure: Failure, reason: str) -> OrchestratorError:
     log = run.logs / f"rank-{max(0, failure.rank)}.log"
-    kind = ClusterError if failure.kind in ("infra", "hang", "preemption") else TrainError
+    kind = ClusterError if failure.kind in ("infra", "placement", "hang", "preemption") else TrainError
     error = kind(failure.describe(), hint="\n  ".join(filter(None, [failure.hint, f"{reason}; full log: {log}"])))
     error.exit_code = failure.exit_code
     return error

@@ -9,8 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth telling. `kind` is one of created, plan, tracking, attempt, metrics, failure, retry, hang,
-    stopping, finishing, note, done; `data` holds the values for programs."""
+    """Something worth telling. `kind` is one of created, plan, tracking, attempt, ranks, metrics, failure, retry,
+    hang, stopping, finishing, note, done; `data` holds the values for programs."""
 
     kind: str
     text: str = ""

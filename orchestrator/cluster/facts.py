@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import platform
 import socket
 import subprocess
@@ -48,7 +49,8 @@ def tags(spec: JobSpec, plan: Plan, run_id: str, command: str) -> dict[str, str]
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "command": command,
-        **git_tags(),
+        **(code := git_tags()),
+        **_page_tags(command, code.get("git.commit", "")),
         **spec.track.tags,
     }
     for package in ("torch", "ray", "mlflow", "orchestrator"):
@@ -57,6 +59,20 @@ def tags(spec: JobSpec, plan: Plan, run_id: str, command: str) -> dict[str, str]
         except PackageNotFoundError:
             continue
     return {key: redact_value(key, value) for key, value in found.items() if value}
+
+
+def _page_tags(command: str, commit: str) -> dict[str, str]:
+    """Return the tags from which MLflow's page takes "Created by" and "Source"."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container whose user has no name
+        user = ""
+    return {
+        "mlflow.user": user,
+        "mlflow.source.name": command,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit,
+    }
 
 
 def git_tags() -> dict[str, str]:

@@ -12,11 +12,19 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from orchestrator.errors import CheckpointError, JobFileError, NotAbleError, OrchestratorError, PlanError, TrainError
+from orchestrator.errors import (
+    CheckpointError,
+    ClusterError,
+    JobFileError,
+    NotAbleError,
+    OrchestratorError,
+    PlanError,
+    TrainError,
+)
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import write_json
 
-KINDS = ("job", "user", "train", "oom", "storage", "hang", "preemption", "infra")
+KINDS = ("job", "user", "train", "oom", "storage", "placement", "hang", "preemption", "infra")
 """Who must act: the job's author (job, user, train, oom), the machine's owner (storage), nobody yet (the rest)."""
 
 _PEER = ("connection closed by peer", "connection reset by peer", "timed out waiting", "broken pipe", "socket closed")
@@ -58,6 +66,8 @@ def classify(error: BaseException) -> str:
     text = f"{type(error).__name__} {error}".lower()
     if isinstance(error, JobFileError | PlanError | NotAbleError):
         return "job"
+    if isinstance(error, ClusterError):
+        return "placement"
     if isinstance(error, MemoryError) or "outofmemory" in text or "out of memory" in text:
         return "oom"
     if isinstance(error, CheckpointError) or any(word in text for word in _FULL):

@@ -9,8 +9,10 @@ from typing import Any
 
 from orchestrator.cluster.attempt import Ended, Order
 from orchestrator.cluster.failure import OOM_ADVICE, Failure, kernel_oom_kills
+from orchestrator.cluster.rooms import as_scaling, wait_for_seats
 from orchestrator.cluster.session import RaySession
 from orchestrator.errors import OrchestratorError
+from orchestrator.plan.layout import Layout
 from orchestrator.plan.plan import Resources
 from orchestrator.runs.heartbeat import Heartbeat, kill_rank, read_heartbeats
 from orchestrator.spec.job import ClusterSection
@@ -19,7 +21,16 @@ from orchestrator.spec.job import ClusterSection
 class RayAttempt:
     """The workers of one attempt, started by a TorchTrainer that runs on the session's thread."""
 
-    def __init__(self, order: Order, session: RaySession, need: Resources, cluster: ClusterSection) -> None:
+    def __init__(
+        self,
+        order: Order,
+        session: RaySession,
+        need: Resources,
+        cluster: ClusterSection,
+        layout: Layout | None = None,
+    ) -> None:
+        """Without `layout` Ray chooses the nodes alone."""
+        self._layout = layout
         self._order = order
         self._session = session
         self._need = need
@@ -58,13 +69,21 @@ class RayAttempt:
         opened = self._session.opened.exception()
         if opened is not None:
             raise opened
+        nodes: tuple[str, ...] = ()
         if not self._session.local:
             self._session.wait_for(self._need, self._cluster.wait_s)
-        build_trainer(self._order, self._need, self._cluster, local=self._session.local).fit()
+            if self._layout is not None:
+                nodes = wait_for_seats(self._layout, self._need, self._cluster.wait_s)
+        build_trainer(self._order, self._need, self._cluster, local=self._session.local, nodes=nodes).fit()
 
 
-def build_trainer(order: Order, need: Resources, cluster: ClusterSection, *, local: bool) -> Any:
-    """Return the TorchTrainer of an attempt. Its storage gets a fresh name, and nothing in it is ever read back."""
+def build_trainer(
+    order: Order, need: Resources, cluster: ClusterSection, *, local: bool, nodes: tuple[str, ...] = ()
+) -> Any:
+    """Return the TorchTrainer of an attempt. Its storage gets a fresh name, and nothing in it is ever read back.
+
+    `nodes` names the node of every rank, ranks of a node side by side: Ray numbers workers node by node, in that order.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -75,7 +94,6 @@ def build_trainer(order: Order, need: Resources, cluster: ClusterSection, *, loc
         from orchestrator.cluster.lean import LeanTorchTrainer
 
         kind = LeanTorchTrainer
-    each = {"CPU": need.cpus_per_worker} | ({"GPU": need.gpus_per_worker} if need.gpus_per_worker else {})
     # Hung ranks are found by their heartbeats; the collectives' own limit is only the last resort.
     timeout_s = int(max(cluster.start_timeout_s, 10 * cluster.step_timeout_s))
     return kind(
@@ -85,11 +103,10 @@ def build_trainer(order: Order, need: Resources, cluster: ClusterSection, *, loc
             "attempt": order.attempt,
             "token": order.token,
             "resume": int(order.resume),
+            "nodes": list(nodes),
         },
         torch_config=TorchConfig(backend=need.backend, timeout_s=timeout_s),
-        scaling_config=ScalingConfig(
-            num_workers=need.num_workers, use_gpu=need.gpus_per_worker > 0, resources_per_worker=each
-        ),
+        scaling_config=ScalingConfig(**as_scaling(need, nodes)),
         run_config=RunConfig(
             name=f"a{order.attempt}-{uuid.uuid4().hex[:8]}",
             storage_path=str(order.run.ray),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster.failure import failure_of, write_failure
+from orchestrator.cluster.seats import Seat, own_seat, require_node, write_seat
 from orchestrator.runs.heartbeat import read_heartbeats
 from orchestrator.runs.paths import RunDir
 
@@ -31,16 +32,22 @@ def run_guarded(
     token: int,
     resume: bool,
     report: Callable[[StepReport], None] | None = None,
+    seat: Seat | None = None,
+    wanted_node: str = "",
 ) -> FitResult:
     """Train as one rank of a run; its first step waits until the driver allows it.
 
-    What the rank raises is left in the run's folder for the driver, then raised again. Output of any kind goes to
+    `seat` says where this process runs (absent: on this machine), `wanted_node` where it was meant to. What the rank
+    raises is left in the run's folder for the driver, then raised again. Output of any kind goes to
     `logs/rank-<r>.log`.
     """
     run = RunDir(Path(folder))
     die_with_parent()
     redirect_output(run.logs / f"rank-{rank}.log")
     try:
+        seat = seat or own_seat(rank, local_rank)
+        require_node(seat, wanted_node)
+        write_seat(run, attempt, seat)
         from orchestrator.train.entry import run_rank
 
         more = {} if report is None else {"report": report}

@@ -19,6 +19,7 @@ from orchestrator.cluster.interrupt import Interrupts
 from orchestrator.cluster.local import LocalAttempt
 from orchestrator.cluster.progress import SpoolTail
 from orchestrator.cluster.result import RunResult
+from orchestrator.cluster.seats import SeatPlan
 from orchestrator.cluster.session import RaySession
 from orchestrator.cluster.tracked import Tracked, as_record
 from orchestrator.errors import JobFileError, OrchestratorError, Problem
@@ -106,6 +107,8 @@ class _Driver:
 
     def __post_init__(self) -> None:
         self.tail = SpoolTail(self.run, self.on_event)
+        self.seats = SeatPlan(self.run, self.plan, self.on_event, self._keep_map)
+        self._tracking_ready = False
 
     def open(self) -> None:
         """Write what workers read, then start cluster and tracking side by side."""
@@ -143,20 +146,31 @@ class _Driver:
 
     def launch(self, order: Order) -> Attempt:
         """Make the attempt that fits the plan."""
+        self.seats.begin(order.attempt)
         if self.session is None:
             return LocalAttempt(order)
-        return RayAttempt(order, self.session, self.plan.resources, self.spec.cluster)
+        return RayAttempt(order, self.session, self.plan.resources, self.spec.cluster, self.plan.layout)
 
     def tick(self) -> None:
-        """Look after progress and tracking. Raises TrackingError when a first start cannot reach its store."""
+        """Look after progress and tracking; the first step may come once tracking is ready and the rank map is told.
+
+        Raises TrackingError when a first start cannot reach its store.
+        """
+        self.seats.poll()
         self.tail.poll()
         state = self.tracked.became_ready() if self.tracked is not None else None
-        if state is None:
-            return
-        if state.run_id:
-            update_record(self.run, mlflow=as_record(state))
-        self.on_event(Event("tracking", state.url or state.uri, {"state": state.state, **as_record(state)}))
-        control.allow_start(self.run)
+        if state is not None:
+            if state.run_id:
+                update_record(self.run, mlflow=as_record(state))
+            self.on_event(Event("tracking", state.url or state.uri, {"state": state.state, **as_record(state)}))
+            self._tracking_ready = True
+        if self._tracking_ready and self.seats.told:
+            self._tracking_ready = False
+            control.allow_start(self.run)
+
+    def _keep_map(self, folder: Path) -> None:
+        if self.tracked is not None:
+            self.tracked.keep_map(folder)
 
     def close_well(self) -> RunResult:
         """Finish: export, evaluate and compress unless stopped, then tell the record and the tracking store."""

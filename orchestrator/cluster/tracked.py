@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 from orchestrator.cluster import facts
 from orchestrator.plan.plan import Plan
@@ -40,6 +41,10 @@ class Tracked:
         self._spool.record("params", values=facts.params(self._spec, self._plan))
         self._spool.record("tags", values=facts.tags(self._spec, self._plan, self._run.run_id, self._command))
         self._spool.record("text", text=text, artifact_file="config/resolved.yaml")
+
+    def keep_map(self, folder: Path) -> None:
+        """Hand the folder of the rank map to the store as `layout/`."""
+        self._spool.record("artifact", path=str(folder), artifact_path="layout")
 
     def became_ready(self) -> TrackingState | None:
         """Return the state when training may begin, once; None before and after.

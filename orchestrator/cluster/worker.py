@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.rank import run_guarded
+from orchestrator.cluster.seats import own_seat
 from orchestrator.log import get_logger
 
 if TYPE_CHECKING:
@@ -15,20 +16,25 @@ EVERY_S = 5.0
 _log = get_logger("cluster")
 
 
-def train_worker(config: dict[str, str | int]) -> None:
-    """Train as the rank that Ray assigned. Keys: folder, attempt, token, resume."""
+def train_worker(config: dict[str, Any]) -> None:
+    """Train as the rank that Ray assigned. Keys: folder, attempt, token, resume, nodes (one per rank, or none)."""
     import ray.train
+    import ray.util
 
     context = ray.train.get_context()
+    rank, local_rank = context.get_world_rank(), context.get_local_rank()
+    node, address = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
     run_guarded(
         str(config["folder"]),
-        rank=context.get_world_rank(),
+        rank=rank,
         world_size=context.get_world_size(),
-        local_rank=context.get_local_rank(),
+        local_rank=local_rank,
         attempt=int(config["attempt"]),
         token=int(config["token"]),
         resume=bool(config["resume"]),
         report=RayReporter(),
+        seat=own_seat(rank, local_rank, node=node, address=address),
+        wanted_node=config["nodes"][rank] if config["nodes"] else "",
     )
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from orchestrator.parallel.context import apply_context
@@ -22,7 +22,8 @@ from orchestrator.parallel.expert import apply_experts
 from orchestrator.parallel.grads import GradientReducer
 from orchestrator.parallel.pipeline import Pipeline, with_layers
 from orchestrator.parallel.recompute import apply_recompute
-from orchestrator.parallel.shared import SharedOverStages, separate_stages, units_without_shared
+from orchestrator.parallel.sharding import AUTOMATIC, Sharding, apply_sharding, put_weights_away
+from orchestrator.parallel.shared import SharedOverStages, separate_stages
 from orchestrator.parallel.tensor import Split, apply_tensor
 from orchestrator.plan.layout import Layout
 from orchestrator.plan.stages import Stages
@@ -67,6 +68,7 @@ class ParallelModel:
         if self.pipeline is not None:
             return self.pipeline.evaluate(inputs)
         outputs: torch.Tensor = self.module(inputs)
+        put_weights_away(self.module)
         return outputs
 
     def reduce_gradients(self) -> None:
@@ -102,7 +104,9 @@ def apply_layout(
     expert_layers: Iterable[str] = (),
     expert_mesh: DeviceMesh | None = None,
     attention_layers: Iterable[str] = (),
+    context_attention: str | None = None,
     shard_units: Iterable[str] = (),
+    sharding: Sharding = AUTOMATIC,
     recompute: str = "none",
     recompute_every: int = 2,
     compile_model: bool = False,
@@ -124,14 +128,15 @@ def apply_layout(
     if expert_mesh is not None:
         experts = apply_experts(module, expert_layers, expert_mesh["expert"])
     if mesh is not None and layout.context > 1:
-        apply_context(module, attention_layers, mesh.get_group("context"))
+        apply_context(module, attention_layers, mesh.get_group("context"), context_attention or "heads")
     units = list(shard_units)
     apply_recompute(module, units, recompute, recompute_every)
     if compile_model:
         module.compile()
     if mesh is not None and layout.shard > 1:
         for part in parts:
-            _apply_fsdp(part, _data_mesh(mesh, layout), units, experts, staged=pipeline is not None)
+            data_mesh, staged = _data_mesh(mesh, layout), pipeline is not None
+            apply_sharding(part, data_mesh, units, experts, sharding, staged=staged)
     materialise(module, copies)
     if layout.shard == 1 and layout.tensor == 1:
         module.to(memory_format=memory_format)  # type: ignore[call-overload]
@@ -186,16 +191,3 @@ def _split(
 
 def _data_mesh(mesh: DeviceMesh, layout: Layout) -> DeviceMesh:
     return mesh["replicate", "shard"] if layout.replicate > 1 else mesh["shard"]
-
-
-def _apply_fsdp(
-    module: nn.Module, mesh: DeviceMesh, shard_units: Iterable[str], experts: frozenset[str], *, staged: bool
-) -> None:
-    # A stage keeps its weights whole until its last backward: gathering them for each microbatch costs time, and
-    # schedules that compute weight gradients apart lose those of weights that were put away in between.
-    reshard = False if staged else None
-    apart = {parameter for name, parameter in module.named_parameters() if name in experts}
-    present = {name for name, _ in module.named_modules()}
-    for name in units_without_shared(module, [unit for unit in shard_units if unit in present]):
-        fully_shard(module.get_submodule(name), mesh=mesh, reshard_after_forward=reshard, ignored_params=apart)
-    fully_shard(module, mesh=mesh, reshard_after_forward=reshard, ignored_params=apart)

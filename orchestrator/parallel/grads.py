@@ -102,9 +102,16 @@ class GradientReducer:
         self._sum_over = {name: group for name, group in sum_over.items() if name in self._named}
 
     def reduce(self) -> None:
-        """Reduce all gradients in place."""
+        """Reduce all gradients in place.
+
+        Stages that share a parameter come last. A group adds up a flat buffer in an order that depends on the place in
+        it, and stages have other buffers: copies that were summed before would come out a rounding apart, and drift.
+        """
+        self._reduce_within_stage()
         if self._shared is not None:
             self._shared.reduce(self._named)
+
+    def _reduce_within_stage(self) -> None:
         if self._sum_all_over is not None:
             found = [local_gradient(p.grad) for p in self._named.values() if p.grad is not None]
             _reduce_flat(found, self._sum_all_over, 1.0)

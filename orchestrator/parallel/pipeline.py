@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining import schedules as torch_schedules
 
 from orchestrator.errors import PlanError
+from orchestrator.parallel.sharding import put_weights_away
 from orchestrator.parallel.shared import SharedOverStages
 from orchestrator.plan.stages import SINGLE, SPLIT_BACKWARD, Stages
 
@@ -29,6 +29,12 @@ _SCHEDULES: dict[str, type[Any]] = {
 _MAX_DIMS = 8
 
 SumLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class TakesTargets(Protocol):
+    """A last layer that computes the loss itself when it is given `targets` before its forward pass."""
+
+    targets: Tensor | None
 
 
 def with_layers(module: nn.Module, names: list[str]) -> nn.Module:
@@ -65,6 +71,7 @@ class Pipeline:
         self._schedule: Any = None
         self._sum_loss: SumLoss | None = None
         self._scale = 1.0
+        self._last: _Stage | None = None
 
     @property
     def has_first(self) -> bool:
@@ -83,15 +90,24 @@ class Pipeline:
         return SharedOverStages(copies, {name: owner[name.split(".")[1]] for name in names}, self.group)
 
     def forward_backward(
-        self, inputs: Tensor, targets: Tensor, sum_loss: SumLoss, scale: float, device: torch.device
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        sum_loss: SumLoss,
+        scale: float,
+        device: torch.device,
+        head: TakesTargets | None = None,
     ) -> Tensor:
         """Run all microbatches through all stages, forward and backward; return this rank's summed loss, unscaled.
 
-        Gradients are those of `scale` x the loss summed over the batch. Ranks without the last stage return 0.
+        Gradients are those of `scale` x the loss summed over the batch. Ranks without the last stage return 0. `head`
+        is given each microbatch's targets before it is run.
         """
         self._sum_loss, self._scale = sum_loss, scale
         if self._schedule is None:
-            self._schedule = self._build_schedule(inputs, device)
+            self._schedule = self._build_schedule(inputs, device, head)
+        if self._last is not None:
+            self._last.targets = targets.tensor_split(self.stages.microbatches)
         losses: list[Tensor] = []
         given = (inputs,) if self.has_first else ()
         wanted = {"target": targets, "losses": losses} if self.has_last else {}
@@ -103,9 +119,7 @@ class Pipeline:
         """Send a batch through all stages without gradients; return the outputs where the last stage is, else None."""
         outputs = self._send_through(inputs, {})
         for stage in self.modules.values():
-            for unit in stage.modules():
-                if isinstance(unit, FSDPModule):
-                    unit.reshard()  # stages keep weights whole until a backward pass, which does not come here
+            put_weights_away(stage)
         return outputs
 
     def _send_through(self, inputs: Tensor, seen: dict[int, tuple[Tensor, Tensor]]) -> Tensor | None:
@@ -124,7 +138,7 @@ class Pipeline:
                 current = _receive(owner, self.group, inputs.device)
         return current if self.has_last else None
 
-    def _build_schedule(self, inputs: Tensor, device: torch.device) -> Any:
+    def _build_schedule(self, inputs: Tensor, device: torch.device, head: TakesTargets | None) -> Any:
         # torch would find the shapes by a forward pass of its own, in training mode, which counts for layers that count
         # (dropout's generator, a router's load): a pass in evaluation mode leaves no trace.
         shapes: dict[int, tuple[Tensor, Tensor]] = {}
@@ -137,10 +151,15 @@ class Pipeline:
         for stage, (before, after) in shapes.items():
             shapes[stage] = _like(before).requires_grad_(stage > 0), _like(after).requires_grad_()
         number = len(self.stages.layers)
+        if head is not None:  # it gives the loss
+            shapes[number - 1] = shapes[number - 1][0], _like(shapes[number - 1][1].sum()).requires_grad_()
         made = [
             _Stage(m, at, number, device, input_args=(shapes[at][0],), output_args=(shapes[at][1],), group=self.group)
             for at, m in self.modules.items()
         ]
+        if head is not None:
+            self._last = next(stage for stage in made if stage.is_last)
+            self._last.head = head
         kind = _SCHEDULES[self.stages.schedule]
         # The loss is scaled by us: torch's own scaling by microbatches would not know the batch on other ranks.
         return kind(
@@ -157,7 +176,19 @@ class Pipeline:
 
 
 class _Stage(PipelineStage):
-    """Sends contiguous tensors: images may be laid out channels last, which cannot be sent."""
+    """Sends contiguous tensors (images may be laid out channels last, which cannot be sent); gives a head targets."""
+
+    head: TakesTargets | None = None
+    targets: Sequence[Tensor] = ()
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *given: Any, **named: Any) -> Any:
+        if self.head is None:
+            return super().forward_one_chunk(fwd_chunk_id, *given, **named)
+        self.head.targets = self.targets[fwd_chunk_id]
+        try:
+            return super().forward_one_chunk(fwd_chunk_id, *given, **named)
+        finally:
+            self.head.targets = None
 
     def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
         return _contiguous(super().get_fwd_send_ops(fwd_chunk_id))

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from orchestrator.parallel.ring import RING_ATTENTION
+
 # What `selective` keeps: products of matrices and convolutions, dear to compute and small beside what lies between.
 _KEPT = {
     torch.ops.aten.mm.default,
@@ -24,6 +26,7 @@ _KEPT = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    RING_ATTENTION,  # to compute it again is to send keys and values round again
 }
 
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]

@@ -21,6 +21,7 @@ from torch.distributed.pipelining import schedules as torch_schedules
 
 from orchestrator.errors import PlanError
 from orchestrator.parallel.pipeline import Pipeline
+from orchestrator.plan.stages import Stages
 
 WORK = ("forward", "backward", "input backward", "weight backward", "loss")
 COLORS = {
@@ -31,6 +32,7 @@ COLORS = {
     "weight backward": "#b6992d",
     "wait": "#d9d9d9",
 }
+SAID = {"wait": "send, receive (waiting)"}
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,27 @@ def measure_step(pipeline: Pipeline, step: Callable[[], object]) -> Timeline:
     return Timeline(pipeline.rank, recorder.total_s, tuple(recorder.spans))
 
 
+def gather_timelines(pipeline: Pipeline, step: Callable[[], object]) -> list[Timeline]:
+    """Measure a step on all ranks of this pipeline and return their timelines, alike on each. Collective."""
+    mine = measure_step(pipeline, step)
+    lines: list[Any] = [None] * dist.get_world_size(pipeline.group)
+    dist.all_gather_object(lines, mine, group=pipeline.group)
+    return lines
+
+
+def step_length(timelines: Sequence[Timeline]) -> float:
+    """Return the seconds that the step took, which are those of its slowest rank."""
+    return max(timeline.step_s for timeline in timelines)
+
+
+def median_step(measured: Sequence[list[Timeline]]) -> list[Timeline]:
+    """Return the step of median length."""
+    return sorted(measured, key=step_length)[len(measured) // 2]
+
+
 def measured_bubble(timelines: Sequence[Timeline]) -> float:
     """Return the share of the ranks' time in which they did not compute, sending and waiting included."""
-    step_s = max(timeline.step_s for timeline in timelines)
+    step_s = step_length(timelines)
     return 1.0 - sum(timeline.busy_s for timeline in timelines) / (step_s * len(timelines))
 
 
@@ -158,6 +178,14 @@ def perfetto(timelines: Sequence[Timeline]) -> str:
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
 
 
+def title(stages: Stages, bubble: float) -> str:
+    """Return what stands over the picture: the schedule, and its bubble as measured and in theory."""
+    return (
+        f"{stages.schedule}, {stages.microbatches} microbatches: bubble {bubble:.0%} measured, "
+        f"{stages.ideal_bubble:.0%} ideal"
+    )
+
+
 def draw(timelines: Sequence[Timeline], path: Path, title: str) -> None:
     """Draw a row per rank into `path` (.svg or .png): time to the right, what is blank is idle."""
     from matplotlib.figure import Figure
@@ -176,7 +204,8 @@ def draw(timelines: Sequence[Timeline], path: Path, title: str) -> None:
     axes.set_xlabel("milliseconds, measured")
     axes.set_title(title, fontsize=9)
     kinds = dict.fromkeys(span.kind for line in timelines for span in line.spans)
-    handles = [axes.barh(0, 0, color=COLORS[kind], label=kind) for kind in kinds]
+    handles = [axes.barh(0, 0, color=COLORS[kind], label=SAID.get(kind, kind)) for kind in kinds]
+    handles.append(axes.barh(0, 0, color="white", edgecolor="#8a94a6", label="idle"))
     axes.legend(handles=handles, fontsize=7, ncols=len(handles), loc="upper center", bbox_to_anchor=(0.5, -0.35))
     figure.savefig(path, bbox_inches="tight")
 

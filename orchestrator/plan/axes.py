@@ -23,6 +23,8 @@ from orchestrator.spec.job import JobSpec
 _KEYS_OF_AXIS = {
     "pipeline": ("schedule", "microbatches", "stages_per_rank", "cuts"),
     "tensor": ("sequence",),
+    "context": ("context_attention",),
+    "shard": ("reshard_after_forward",),
 }
 
 
@@ -121,24 +123,50 @@ def axis_problems(job: JobSpec, layout: Layout) -> list[Problem]:
         *_context_problems(job, layout),
         *_tensor_problems(job, layout),
         *_recompute_problems(job),
+        *_chunk_problems(job),
     ]
+
+
+def context_attention(job: JobSpec, layout: Layout) -> str | None:
+    """Return how attention brings pieces of sequences together: heads or ring; None without the context axis."""
+    if layout.context == 1:
+        return None
+    wanted = job.parallel.context_attention
+    return wanted if wanted != "auto" else "ring" if _undivided_heads(job, layout) else "heads"
 
 
 def _context_problems(job: JobSpec, layout: Layout) -> list[Problem]:
     if layout.context == 1:
         return []
-    plugin, config = _declared(job, "attention_layers", "tensor_limits")
+    plugin, config = _declared(job, "attention_layers")
     if plugin is None:
         return [_unsupported(job, "parallel.context", "attention_layers")]
-    limits = {name: value for name, value in plugin.tensor_limits(config).items() if name in ("heads", "kv_heads")}
-    pieces = layout.context * layout.tensor
-    found = [
-        _limit_problem(name, value, pieces, "parallel.context") for name, value in limits.items() if value % pieces
-    ]
+    found: list[Problem] = []
+    if context_attention(job, layout) == "heads":
+        found += [_heads_problem(name, value, layout) for name, value in _undivided_heads(job, layout).items()]
     length = plugin.shape(config).inputs[0]
+    # With sequence parallelism the tensor ranks cut each piece once more.
+    pieces = layout.context * (layout.tensor if job.parallel.sequence else 1)
     if length % pieces:
         found.append(_limit_problem("sequence length", length, pieces, "parallel.context"))
     return found
+
+
+def _undivided_heads(job: JobSpec, layout: Layout) -> dict[str, int]:
+    """Return the numbers of heads that cannot be dealt out over the context ranks, by name."""
+    plugin, config = _declared(job, "tensor_limits")
+    limits: Mapping[str, int] = plugin.tensor_limits(config) if plugin is not None else {}
+    pieces = layout.context * layout.tensor
+    return {name: limits[name] for name in ("heads", "kv_heads") if limits.get(name, pieces) % pieces}
+
+
+def _heads_problem(name: str, value: int, layout: Layout) -> Problem:
+    beside = layout.tensor
+    fits = [str(number) for number in range(1, value + 1) if value % (number * beside) == 0]
+    product = f"{layout.context} x tensor {beside} = {layout.context * beside}" if beside > 1 else f"{layout.context}"
+    hint = "set parallel.context_attention=ring" + (f"; or fits: {', '.join(fits)}" if fits else "")
+    message = f"{product} does not divide the model's {name} = {value}, which context_attention heads needs"
+    return Problem("parallel.context", message, hint, "axis-indivisible")
 
 
 def _recompute_problems(job: JobSpec) -> list[Problem]:
@@ -146,6 +174,13 @@ def _recompute_problems(job: JobSpec) -> list[Problem]:
         return []
     message = f"model {job.model.use} does not declare its blocks (shard_units)"
     return [Problem("train.activation_checkpoint", message, "set it to none, or declare them", "no-blocks")]
+
+
+def _chunk_problems(job: JobSpec) -> list[Problem]:
+    if job.train.loss_chunks == 1 or _declared(job, "layer_names")[0] is not None:
+        return []
+    message = f"model {job.model.use} does not declare its layers by name (layer_names), so its last one is not known"
+    return [Problem("train.loss_chunks", message, "leave it out, or declare them (docs/models.md)", "no-layers")]
 
 
 def _expert_problems(job: JobSpec, layout: Layout) -> list[Problem]:

@@ -12,12 +12,13 @@ from typing import Any
 from orchestrator import plugins
 from orchestrator.errors import PlanError, Problem
 from orchestrator.plan.available import Available
-from orchestrator.plan.axes import axis_problems, plan_stages, unused_keys
+from orchestrator.plan.axes import axis_problems, context_attention, plan_stages, unused_keys
 from orchestrator.plan.compress import compress_problems
 from orchestrator.plan.layout import Layout
 from orchestrator.plan.match import match_problems
 from orchestrator.plan.plan import BatchPlan, Memory, Plan, Resources
 from orchestrator.plan.shapes import DataShape, ModelShape
+from orchestrator.plan.speed import speed_problems
 from orchestrator.spec.job import JobSpec
 
 _LOSS_OF_KIND = {"class": "cross_entropy", "binary": "bce", "value": "mse"}
@@ -41,6 +42,7 @@ def build_plan(job: JobSpec, available: Available, data_shape: DataShape | None 
     batch = _batch(job, data, layout, problems)
     problems += match_problems(job, model, data, layout)
     problems += axis_problems(job, layout)
+    problems += speed_problems(job, layout)
     stages = plan_stages(job, layout, problems)
     problems += compress_problems(job, data, notes)
     notes += unused_keys(job, layout)
@@ -58,6 +60,7 @@ def build_plan(job: JobSpec, available: Available, data_shape: DataShape | None 
         flops_per_sample=model.flops_per_sample if model else None,
         memory=_memory(job, model, layout),
         stages=stages,
+        context_attention=context_attention(job, layout),
         notes=tuple(notes),
     )
 
@@ -73,10 +76,12 @@ def loss_name(job: JobSpec, model: ModelShape | None, data: DataShape) -> str:
 
 def resolved_job(job: JobSpec, plan: Plan) -> JobSpec:
     """Return the job with every `auto` of layout and resources replaced by what the plan chose, as workers read it."""
-    need = plan.resources
+    need, parallel = plan.resources, dict[str, object](replicate=plan.layout.replicate)
+    if plan.context_attention is not None:
+        parallel["context_attention"] = plan.context_attention
     return job.model_copy(
         update={
-            "parallel": job.parallel.model_copy(update={"replicate": plan.layout.replicate}),
+            "parallel": job.parallel.model_copy(update=parallel),
             "cluster": job.cluster.model_copy(
                 update={"gpus_per_worker": need.gpus_per_worker, "backend": need.backend}
             ),

@@ -5,6 +5,11 @@ from __future__ import annotations
 from orchestrator.plan.plan import Plan
 from orchestrator.spec.job import JobSpec
 
+_ATTENTION = {
+    "heads": "heads: each of {} ranks takes whole sequences for its share of the heads (all-to-all)",
+    "ring": "ring: keys and values go round {} ranks, each has its own piece of the queries",
+}
+
 
 def describe(job: JobSpec, plan: Plan) -> list[tuple[str, str]]:
     """Return (title, text) rows. Predicted figures say so."""
@@ -16,6 +21,8 @@ def describe(job: JobSpec, plan: Plan) -> list[tuple[str, str]]:
     else:
         rows.append(("data", f"{job.data.use}  (counted in the worker)"))
     rows.append(("layout", plan.layout.describe()))
+    if plan.context_attention is not None:
+        rows.append(("attention", _ATTENTION[plan.context_attention].format(plan.layout.context)))
     accumulate = f" x accumulate {batch.accumulate}" if batch.accumulate > 1 else ""
     split = (
         f" = {batch.num_data_ranks} data ranks{accumulate} x {batch.microbatch}"

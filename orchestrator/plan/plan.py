@@ -81,5 +81,7 @@ class Plan:
     memory: Memory | None
     stages: Stages | None = None
     """How a pipeline is cut; None without one."""
+    context_attention: str | None = None
+    """How attention brings the pieces of a sequence together: heads or ring; None without the context axis."""
     notes: tuple[str, ...] = ()
     """Things the user should know, for example what can only be checked in the worker."""

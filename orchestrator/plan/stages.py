@@ -31,6 +31,12 @@ class Stages:
         """Pipeline coordinate that holds the last stage, and so the outputs."""
         return self.ranks[-1]
 
+    @property
+    def ideal_bubble(self) -> float:
+        """Share of time a rank idles in theory; see the function of that name."""
+        degree = max(self.ranks) + 1
+        return ideal_bubble(self.schedule, degree, self.microbatches, len(self.layers) // degree)
+
     def owned_by(self, rank: int) -> list[int]:
         """Return the stages of a pipeline coordinate, in order."""
         return [stage for stage, owner in enumerate(self.ranks) if owner == rank]

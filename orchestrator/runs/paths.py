@@ -88,6 +88,11 @@ class RunDir:
         return self.path / "heartbeats"
 
     @property
+    def seats(self) -> Path:
+        """Where each rank runs: one file per attempt and rank."""
+        return self.path / "seats"
+
+    @property
     def logs(self) -> Path:
         """Log files: ours per rank, and third parties'."""
         return self.path / "logs"

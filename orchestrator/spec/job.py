@@ -74,6 +74,8 @@ class TrainSection(Section):
     """Layout of image tensors; auto: channels_last for images, unless the model says `image_input = False`."""
     loss: Use | None = None
     """cross_entropy, mse, bce, or your own; absent: the one the model names."""
+    loss_chunks: PositiveInt = 1
+    """Pieces of a linear last layer and the loss, done one by one: saves the memory of a large vocabulary's scores."""
     metrics: tuple[Use, ...] | None = None
     """accuracy, top_k, mae, r2, or your own; absent: those that fit the loss."""
     callbacks: tuple[Use, ...] = ()
@@ -81,7 +83,7 @@ class TrainSection(Section):
     monitor: MonitorSection = MonitorSection()
     """Decides the best checkpoint and early stopping."""
     profile: bool = False
-    """Trace a few steps of rank 0 with torch's profiler into the run's artifacts (also `run --profile`)."""
+    """Trace some steps of rank 0, and a pipeline's ranks, into the run's artifacts (also `run --profile`)."""
     max_skipped_steps: NonNegativeInt = 3
     """Steps in a row whose loss or gradient is not finite that are skipped before the run fails."""
 
@@ -99,8 +101,16 @@ class ParallelSection(Section):
     """Copies of the model, each on its own slice of the batch (DDP); auto: one per local GPU, else 1."""
     shard: PositiveInt = 1
     """Ranks that share weights, gradients and optimiser state (FSDP2), each on its own slice of the batch."""
+    reshard_after_forward: bool | Literal["auto"] = "auto"
+    """With shard above 1: put gathered weights away between forward and backward pass (true: least memory), or keep
+    them (false: half the gathering); auto: units do, the outermost does not; under a pipeline all are kept."""
+    shard_precision: Literal["full", "bf16"] = "full"
+    """With shard above 1: full gathers weights as they are kept; bf16 gathers and computes in bf16 (half the traffic
+    and memory), while kept weights and the sum of gradients stay fp32."""
     context: PositiveInt = 1
-    """Ranks over which every sequence is split; attention trades sequence for heads. Must divide the heads."""
+    """Ranks over which every sequence is split; must divide its length. How attention does it: `context_attention`."""
+    context_attention: Literal["auto", "heads", "ring"] = "auto"
+    """heads: all-to-all, for heads that divide; ring: keys and values go round, for any; auto: heads if they divide."""
     tensor: PositiveInt = 1
     """Ranks over which single layers are split (features, heads, channels, vocabulary), all on the same samples."""
     sequence: bool = True

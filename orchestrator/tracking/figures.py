@@ -1,17 +1,18 @@
-"""The figures of a run as PNG files: loss curve, metric curves, confusion matrix. Drawn from the spool, at the end.
+"""The figures of a run as PNG files: loss, metric curves, confusion matrix, experts. Drawn from the spool, at the end.
 
 matplotlib's Figure with the Agg canvas, never pyplot: no global state, no display, no leak.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.spool import SpoolReader
 from orchestrator.tracking.cursor import spool_files
+from orchestrator.tracking.expert_figure import experts_figure, read_loads
 from orchestrator.tracking.request import read_json
 
 if TYPE_CHECKING:
@@ -27,17 +28,21 @@ MAX_MARKED = 40
 def read_series(run: RunDir) -> Series:
     """Return (step, value) pairs by metric key, in order of steps; a step repeated after a resume counts once."""
     found: dict[str, dict[int, float]] = {}
+    for record in read_records(run, "metrics"):
+        for key, value in record.get("values", {}).items():
+            found.setdefault(key, {}).setdefault(int(record["step"]), float(value))
+    return {key: sorted(points.items()) for key, points in found.items()}
+
+
+def read_records(run: RunDir, kind: str) -> Iterator[dict[str, Any]]:
+    """Yield the spool's records of a kind, file by file."""
     for path in spool_files(run):
         offset = 0
         while True:
             lines, offset = SpoolReader(path).read(offset)
             if not lines:
                 break
-            for line in lines:
-                if line.record is not None and line.record.get("kind") == "metrics":
-                    for key, value in line.record.get("values", {}).items():
-                        found.setdefault(key, {}).setdefault(int(line.record["step"]), float(value))
-    return {key: sorted(points.items()) for key, points in found.items()}
+            yield from (line.record for line in lines if line.record is not None and line.record.get("kind") == kind)
 
 
 def draw_figures(
@@ -46,7 +51,7 @@ def draw_figures(
     labels: Sequence[str] | None = None,
     best_step: int | None = None,
 ) -> list[Path]:
-    """Write `loss.png`, a PNG for each other validation metric and `confusion_matrix.png`; return what was written.
+    """Write `loss.png`, a PNG for each other validation metric, `confusion_matrix.png` and `experts.png`; return them.
 
     `confusion[i][j]` counts samples of class i that were taken for class j. A figure without data is left out.
     """
@@ -61,6 +66,9 @@ def draw_figures(
             written.append(_save(curve_figure(name, curves, best_step), folder / f"{name.replace('/', '_')}.png"))
     if confusion:
         written.append(_save(confusion_figure(confusion, labels), folder / "confusion_matrix.png"))
+    loads = read_loads(read_records(run, "experts"))
+    if loads:
+        written.append(_save(experts_figure(loads, series), folder / "experts.png"))
     return written
 
 

@@ -56,6 +56,7 @@ class Shipper:
             "text": lambda record: self.client.log_text(self.run_id, redact(record["text"]), record["artifact_file"]),
             "note": lambda record: self.send_tags({"mlflow.note.content": record["text"]}),
             "model": self._send_model,
+            "experts": lambda record: None,  # drawn at the end: hundreds of curves would bury the others
         }
 
     def send(self, record: dict[str, Any]) -> None:

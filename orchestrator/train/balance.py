@@ -6,25 +6,57 @@ Counts are summed over the global batch, so every layout moves the bias alike.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+DRAWN_STEPS = 100
+
+
+@dataclass(frozen=True)
+class ExpertFigures:
+    """Where the tokens of a step went, by layer.
+
+    `metrics`: `moe/<layer>/drop_rate`; `router_entropy` in nats; `max_load`: the fullest expert over the fair share.
+    `loads`: every expert's tokens over the fair share.
+    """
+
+    metrics: Mapping[str, float]
+    loads: Mapping[str, list[float]]
+
 
 class ExpertBalance:
     """All routers of this rank's layers. `group` holds the ranks that see other samples of the same batch."""
 
-    def __init__(self, module: nn.Module, group: dist.ProcessGroup | None, num_passes: int) -> None:
-        """`num_passes`: forward passes per step; each adds its share of the auxiliary losses."""
+    def __init__(
+        self,
+        module: nn.Module,
+        group: dist.ProcessGroup | None,
+        num_passes: int,
+        pipeline_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        """`num_passes`: forward passes per step; each adds its share of the auxiliary losses. Collective."""
         self._layers: dict[str, Any] = {
             name: child for name, child in module.named_modules() if hasattr(child, "update_bias")
         }
         self._group = group
         self._newest: dict[str, Tensor] = {}
+        self._pipeline_group = pipeline_group
+        self._anywhere = self._layers_anywhere()
         for layer in self._layers.values():
             layer.loss_scale = 1.0 / num_passes
+
+    def _layers_anywhere(self) -> bool:
+        """Say whether any stage of the pipeline has routers: all of them must know it alike."""
+        if self._pipeline_group is None:
+            return bool(self._layers)
+        counts = [0] * dist.get_world_size(self._pipeline_group)
+        dist.all_gather_object(counts, len(self._layers), group=self._pipeline_group)
+        return sum(counts) > 0
 
     def before_step(self) -> None:
         """Start counting anew."""
@@ -47,17 +79,35 @@ class ExpertBalance:
         for name, layer in self._layers.items():
             layer.update_bias(self._newest[name][:-3])
 
-    def metrics(self) -> dict[str, float]:
-        """Return the newest step over the global batch, for this rank's layers.
+    def figures(self) -> ExpertFigures:
+        """Return the newest step over the global batch, for all layers of the model. Collective over the pipeline."""
+        mine = {_short(name): sums.tolist() for name, sums in self._newest.items()}
+        if not self._anywhere:
+            return ExpertFigures({}, {})
+        everyone: list[dict[str, list[float]]] = [mine]
+        if self._pipeline_group is not None:
+            everyone = [{} for _ in range(dist.get_world_size(self._pipeline_group))]
+            dist.all_gather_object(everyone, mine, group=self._pipeline_group)
+        metrics: dict[str, float] = {}
+        loads: dict[str, list[float]] = {}
+        for name, sums in (item for each in everyone for item in each.items()):
+            counts_E, (dropped, tokens, entropy) = sums[:-3], sums[-3:]
+            places = max(1.0, sum(counts_E))
+            loads[name] = [count * len(counts_E) / places for count in counts_E]
+            metrics[f"moe/{name}/drop_rate"] = dropped / places
+            metrics[f"moe/{name}/router_entropy"] = entropy / max(1.0, tokens)
+            metrics[f"moe/{name}/max_load"] = max(loads[name])
+        return ExpertFigures(metrics, loads)
 
-        `moe/<layer>/drop_rate`; `router_entropy` in nats; `max_load`: the fullest expert over the fair share.
-        """
-        found: dict[str, float] = {}
-        for name, sums in self._newest.items():
-            short = name.removeprefix("layers.").removesuffix(".feed_forward")
-            counts_E, (dropped, tokens, entropy) = sums[:-3], sums[-3:].tolist()
-            places = max(1.0, float(counts_E.sum()))
-            found[f"moe/{short}/drop_rate"] = dropped / places
-            found[f"moe/{short}/router_entropy"] = entropy / max(1.0, tokens)
-            found[f"moe/{short}/max_load"] = float(counts_E.max()) * len(counts_E) / places
-        return found
+
+def is_drawn(step: int, every_steps: int, total_steps: int) -> bool:
+    """Say whether the loads of a logged step belong into the picture: the first, the last, and some hundred between.
+
+    A function of the step alone, so that a resumed run draws the same ones.
+    """
+    apart = max(1, total_steps // DRAWN_STEPS)
+    return step in (every_steps, total_steps) or step // apart != (step - every_steps) // apart
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("layers.").removesuffix(".feed_forward")

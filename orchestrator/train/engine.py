@@ -20,6 +20,7 @@ from orchestrator.parallel.context import own_piece
 from orchestrator.parallel.initialise import build_module, fill
 from orchestrator.parallel.mesh import build_expert_mesh, build_mesh, data_group
 from orchestrator.parallel.process import Rank
+from orchestrator.parallel.sharding import Sharding
 from orchestrator.parallel.tensor import Split
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
@@ -27,6 +28,7 @@ from orchestrator.plan.plan import Plan
 from orchestrator.plan.stages import SPLIT_BACKWARD
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.balance import ExpertBalance
+from orchestrator.train.chunked import ChunkedHead
 from orchestrator.train.loss import Loss, build_loss, over_split_classes
 from orchestrator.train.metrics import Metric, build_metrics
 from orchestrator.train.optim import build_optimizer
@@ -54,6 +56,8 @@ class Engine:
     metrics: dict[str, Metric]
     memory_format: torch.memory_format
     balance: ExpertBalance
+    chunked: ChunkedHead | None = None
+    """The last layer, where it takes the loss in pieces and this rank has it."""
     logits_group: dist.ProcessGroup | None = None
     """Ranks over which the classes of the outputs are split; None: every rank has them whole."""
     context_group: dist.ProcessGroup | None = None
@@ -144,7 +148,13 @@ def build_engine(job: JobSpec, rank: Rank) -> Engine:
         loss=loss,
         metrics=build_metrics(job, plan),
         memory_format=memory_format,
-        balance=ExpertBalance(model.module, data_group(mesh, plan.layout), _num_passes(plan)),
+        balance=ExpertBalance(
+            model.module,
+            data_group(mesh, plan.layout),
+            _num_passes(plan),
+            model.pipeline.group if model.pipeline is not None else None,
+        ),
+        chunked=_chunked_head(job, model, loss, tensor_plan),
         logits_group=logits_group,
         context_group=mesh.get_group("context") if mesh is not None and plan.layout.context > 1 else None,
     )
@@ -206,6 +216,19 @@ def _splits_outputs(job: JobSpec, tensor_plan: Mapping[str, Split]) -> bool:
     return head is not None and head.kind == "column" and head.output == "split"
 
 
+def _chunked_head(
+    job: JobSpec, model: ParallelModel, loss: Loss, tensor_plan: Mapping[str, Split]
+) -> ChunkedHead | None:
+    """Let the last layer take the loss in pieces; None when the job does not ask, or the layer is on another stage."""
+    if job.train.loss_chunks == 1 or (model.pipeline is not None and not model.pipeline.has_last):
+        return None
+    plugin: Any = plugins.load("models", job.model.use)
+    name = f"layers.{plugin.layer_names(plugins.build_config(plugin.Config, job.model.options))[-1]}"
+    how = tensor_plan.get(name)
+    pieces = job.parallel.tensor if how is not None and how.input == "sequence" else 1
+    return ChunkedHead(model.module.get_submodule(name), loss, job.train.loss_chunks, pieces)
+
+
 def _build_model(
     job: JobSpec,
     plan: Plan,
@@ -238,7 +261,9 @@ def _build_model(
         expert_layers=_expert_layers(job, plan),
         expert_mesh=build_expert_mesh(plan.layout, rank.device.type),
         attention_layers=_attention_layers(job, plan),
+        context_attention=plan.context_attention,
         shard_units=units,
+        sharding=Sharding(job.parallel.reshard_after_forward, job.parallel.shard_precision),
         recompute=job.train.activation_checkpoint,
         recompute_every=job.train.activation_checkpoint_every,
         compile_model=job.train.compile,

@@ -10,11 +10,12 @@ import torch
 
 from orchestrator.errors import TrainError
 from orchestrator.parallel.process import sum_over_ranks
+from orchestrator.train.balance import is_drawn
 from orchestrator.train.callbacks import Callbacks, Moment
 from orchestrator.train.engine import Engine
 from orchestrator.train.evaluate import evaluate
 from orchestrator.train.ports import FitResult, Ports, StepReport
-from orchestrator.train.profile import StepProfiler
+from orchestrator.train.profile import PipelineProfiler, StepProfiler
 from orchestrator.train.progress import Progress
 from orchestrator.train.step import StepOutcome, Stepper
 
@@ -69,6 +70,7 @@ class Trainer:
         self.callbacks = Callbacks(engine.job)
         self.moment = Moment(engine.job, engine.plan, engine.rank.rank, engine.model.module, engine.optimizer)
         self.profiler = StepProfiler(False, None, 0)
+        self.pipeline = PipelineProfiler(None, None, ports.recorder, 0)
         self.progress = Progress()
         self.clock = _Clock()
         self.saved_at = -1
@@ -82,8 +84,7 @@ class Trainer:
             self.progress = self.saver.restore(self.engine) or Progress()
             self.saved_at = self.progress.step
         self.callbacks.start(self.moment, self.progress.step)
-        traced = self.job.train.profile and self.engine.rank.is_main
-        self.profiler = StepProfiler(traced, self.ports.run, self.batch.total_steps - self.progress.step)
+        self._start_profile()
         started, status = time.perf_counter(), "finished"
         while self.progress.step < self.batch.total_steps:
             status = self.advance()
@@ -92,6 +93,7 @@ class Trainer:
         else:
             status = "finished"
         self.profiler.close()
+        self.pipeline.close()
         if self.saved_at != self.progress.step:
             self._save(best=False)
         self.ports.beat(self.progress.step, "checkpoint")
@@ -101,12 +103,20 @@ class Trainer:
         self.ports.beat(self.progress.step, "outside")
         return self._result(status, time.perf_counter() - started, best, newest)
 
+    def _start_profile(self) -> None:
+        if not self.job.train.profile:
+            return
+        left = self.batch.total_steps - self.progress.step
+        run = self.ports.run if self.engine.rank.is_main else None
+        self.profiler = StepProfiler(self.engine.rank.is_main, run, left)
+        self.pipeline = PipelineProfiler(self.engine.model.pipeline, run, self.ports.recorder, left)
+
     def advance(self) -> str:
         """Take one step; return running, stopped, early_stopped or finished."""
         progress, monitor = self.progress, self.job.train.monitor
         self.ports.beat(progress.step, "step")
         begun = time.perf_counter()
-        outcome = self.stepper.step(progress.step)
+        outcome = self.pipeline.take(lambda: self.stepper.step(progress.step), progress.step + 1)
         self.clock.add(time.perf_counter() - begun)
         progress.step += 1
         self._count_skips(outcome)
@@ -157,6 +167,9 @@ class Trainer:
                 hint="look for a division by zero or a logarithm of zero in the loss or in the data",
             )
         step_s = self.clock.lap()
+        experts = self.engine.balance.figures()
+        if experts.loads and is_drawn(step, self.job.track.every_steps, self.batch.total_steps):
+            self.ports.recorder.record("experts", step=step, loads=experts.loads)
         self.ports.recorder.metrics(
             step,
             {
@@ -166,7 +179,7 @@ class Trainer:
                 "train/epoch": self.batch.epoch_after(step),
                 "perf/step_s": step_s,
                 "perf/samples_per_s": self.batch.global_batch / step_s,
-                **self.engine.balance.metrics(),
+                **experts.metrics,
             },
         )
 

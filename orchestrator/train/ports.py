@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from orchestrator.runs.paths import RunDir
 
@@ -15,6 +15,9 @@ class Recorder(Protocol):
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record named values at an optimiser step. Never raises, never waits for a server."""
 
+    def record(self, kind: str, **payload: Any) -> None:
+        """Record something else that the tracking sender knows by its kind. Never raises."""
+
     def close(self) -> None:
         """Make everything durable."""
 
@@ -23,6 +26,9 @@ class NullRecorder:
     """Records nothing (ranks other than 0, and tests)."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def record(self, kind: str, **payload: Any) -> None:
         """Do nothing."""
 
     def close(self) -> None:

@@ -92,11 +92,22 @@ class Stepper:
         engine = self.engine
         with nullcontext() if last else engine.model.gradient_sync(False):
             with engine.autocast():
-                total = engine.loss.sum(engine.model(inputs), targets)
+                total = self._sum_loss(inputs, targets)
             if self._scale is None or self._scale_value != scale or self._scale.dtype != total.dtype:
                 self._scale_value, self._scale = scale, torch.full_like(total, scale)
             total.backward(self._scale)  # type: ignore[no-untyped-call]
         return total.detach()
+
+    def _sum_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a forward pass, summed over targets."""
+        engine = self.engine
+        if engine.chunked is None:
+            return engine.loss.sum(engine.model(inputs), targets)
+        engine.chunked.targets = targets
+        try:
+            return engine.model(inputs)
+        finally:
+            engine.chunked.targets = None
 
     def gradient_norm(self) -> Tensor:
         """Return the norm of the whole model's gradients as they are now. Collective where the model is split."""
@@ -109,10 +120,10 @@ class Stepper:
         engine = self.engine
 
         def sum_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-            return engine.loss.sum(outputs, targets)
+            return outputs if engine.chunked is not None else engine.loss.sum(outputs, targets)
 
         with engine.autocast():
-            return pipeline.forward_backward(*pair, sum_loss, scale, engine.rank.device)
+            return pipeline.forward_backward(*pair, sum_loss, scale, engine.rank.device, engine.chunked)
 
     def step(self, step: int) -> StepOutcome:
         """Take the step numbered `step` (from 0). A non-finite gradient leaves weights and optimiser as they were."""

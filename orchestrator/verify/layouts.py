@@ -42,10 +42,11 @@ def own_layout(job: JobSpec) -> Candidate:
 def fitting(job: JobSpec, max_ranks: int) -> Iterator[Candidate]:
     """Yield every layout of 2 to `max_ranks` ranks that the plan accepts for this job, each once."""
     for layout in factorisations(max_ranks):
-        try:
-            yield candidate_of(with_layout(job, layout))
-        except PlanError:
-            continue
+        for way in ways(layout):
+            try:
+                yield candidate_of(with_layout(job, layout, attention=way))
+            except PlanError:
+                continue
 
 
 def factorisations(max_ranks: int) -> Iterator[Layout]:
@@ -67,21 +68,32 @@ def factorisations(max_ranks: int) -> Iterator[Layout]:
                 yield replace(layout, expert=expert)
 
 
-def with_layout(job: JobSpec, layout: Layout, schedule: str | None = None) -> JobSpec:
+def ways(layout: Layout) -> tuple[str | None, ...]:
+    """Return every value of `parallel.context_attention` that makes a difference under this layout; None: none does."""
+    return ("heads", "ring") if layout.context > 1 else (None,)
+
+
+def with_layout(job: JobSpec, layout: Layout, schedule: str | None = None, attention: str | None = None) -> JobSpec:
     """Return the job under a layout; stages given by name hold for the job's own number of stages only."""
     changes: dict[str, object] = dict(zip(AXES, layout.degrees, strict=True))
     changes["expert"] = layout.expert
     if schedule is not None:
         changes["schedule"] = schedule
+    if attention is not None:
+        changes["context_attention"] = attention
+    if layout.shard == 1:
+        changes["shard_precision"] = "full"
+    if layout.pipeline > 1 and job.parallel.reshard_after_forward is True:
+        changes["reshard_after_forward"] = "auto"
     if layout.pipeline != job.parallel.pipeline:
         changes |= {"cuts": (), "microbatches": None}
     return job.model_copy(update={"parallel": job.parallel.model_copy(update=changes)})
 
 
 def on_one_process(job: JobSpec, pieces: int) -> JobSpec:
-    """Return the job's one-process reference: no axes, the same batch in `pieces` forward passes."""
+    """Return the job's one-process reference: no axes, the same batch in `pieces` passes, the loss in one piece."""
     parallel = type(job.parallel)(replicate=1)
-    train = job.train.model_copy(update={"accumulate": pieces})
+    train = job.train.model_copy(update={"accumulate": pieces, "loss_chunks": 1})
     return job.model_copy(update={"parallel": parallel, "train": train})
 
 
@@ -93,8 +105,10 @@ def on_cpus(job: JobSpec) -> JobSpec:
 
 
 def in_precision(job: JobSpec, precision: str) -> JobSpec:
-    """Return the job in another precision."""
-    return job.model_copy(update={"train": job.train.model_copy(update={"precision": precision})})
+    """Return the job in another precision; float64 is whole, so that the layout is judged and not its rounding."""
+    parallel = job.parallel.model_copy(update={"shard_precision": "full"}) if precision == "fp64" else job.parallel
+    train = job.train.model_copy(update={"precision": precision})
+    return job.model_copy(update={"train": train, "parallel": parallel})
 
 
 def candidate_of(job: JobSpec) -> Candidate:
@@ -106,5 +120,8 @@ def candidate_of(job: JobSpec) -> Candidate:
         label += f", {plan.stages.schedule}"
     if plan.layout.tensor > 1 and not job.parallel.sequence:
         label += ", whole sequences"
+    if plan.context_attention == "ring":
+        label += ", ring attention"
     # `auto` is settled here, so that every process reads the same numbers.
-    return Candidate(with_layout(job, plan.layout), plan.layout, runs * plan.layout.num_data_ranks, label)
+    settled = with_layout(job, plan.layout, attention=plan.context_attention)
+    return Candidate(settled, plan.layout, runs * plan.layout.num_data_ranks, label)

@@ -1,6 +1,7 @@
-"""The matrix: every registered model under every layout and schedule on given numbers of ranks, in float64.
+"""The matrix: every registered model under every layout on given numbers of ranks, in float64.
 
-A cell either runs and is compared, or says why the plan does not accept it: nothing is supported but untested.
+Under a pipeline with every schedule; with split sequences by heads and by ring. A cell either runs and is compared, or
+says why the plan does not accept it: nothing is supported but untested.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 from orchestrator import plugins
@@ -17,7 +19,7 @@ from orchestrator.plan.stages import SCHEDULES
 from orchestrator.spec.job import JobSpec
 from orchestrator.verify.compare import Comparison
 from orchestrator.verify.facts import TOLERANCE
-from orchestrator.verify.layouts import Candidate, candidate_of, factorisations, on_cpus, with_layout
+from orchestrator.verify.layouts import Candidate, candidate_of, factorisations, on_cpus, ways, with_layout
 from orchestrator.verify.matrix_models import matrix_jobs
 from orchestrator.verify.run import verify_candidates
 
@@ -58,6 +60,8 @@ class Spot:
     schedule: str
     candidate: Candidate | None
     unsupported: str = ""
+    attention: str | None = None
+    """How attention brings pieces of sequences together; None where they are whole."""
 
 
 def missing_models() -> list[str]:
@@ -73,7 +77,8 @@ def spots(models: Iterable[str], ranks: Sequence[int]) -> list[Spot]:
     for model in models:
         for layout in factorisations(max(ranks)):
             if layout.world_size in ranks:
-                found += [_spot(model, on_cpus(jobs[model]), layout, schedule) for schedule in _schedules(layout)]
+                kinds = product(_schedules(layout), ways(layout))
+                found += [_spot(model, on_cpus(jobs[model]), layout, *kind) for kind in kinds]
     return found
 
 
@@ -104,13 +109,15 @@ def run_spots(among: Sequence[Spot], num_steps: int, on_cell: Callable[[Cell], N
     return done
 
 
-def _spot(model: str, job: JobSpec, layout: Layout, schedule: str) -> Spot:
+def _spot(model: str, job: JobSpec, layout: Layout, schedule: str, attention: str | None) -> Spot:
     try:
-        return Spot(model, layout, schedule, candidate_of(with_layout(job, layout, schedule or None)))
+        candidate = candidate_of(with_layout(job, layout, schedule or None, attention))
+        return Spot(model, layout, schedule, candidate, attention=attention)
     except PlanError as error:
         problem = error.problems[0] if error.problems else None
         message = problem.message if problem else error.message
-        return Spot(model, layout, schedule, None, message.replace(f"model {job.model.use} ", "the model "))
+        why = message.replace(f"model {job.model.use} ", "the model ")
+        return Spot(model, layout, schedule, None, why, attention)
 
 
 def _schedules(layout: Layout) -> tuple[str, ...]:
@@ -130,5 +137,5 @@ def _judged(spot: Spot, found: Comparison) -> Cell:
 
 
 def _cell(spot: Spot, difference: float | None, **rest: str) -> Cell:
-    label = spot.layout.describe().partition(" = ")[2]
+    label = spot.layout.describe().partition(" = ")[2] + (", ring" if spot.attention == "ring" else "")
     return Cell(spot.model, spot.layout.world_size, label, spot.schedule, difference, **rest)

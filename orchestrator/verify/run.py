@@ -19,6 +19,7 @@ from orchestrator.verify.layouts import (
     on_cpus,
     on_one_process,
     own_layout,
+    ways,
 )
 from orchestrator.verify.pool import Task, Write, last_line, write_all
 from orchestrator.verify.trace import write_trace
@@ -98,7 +99,7 @@ def verify_candidates(
 
 def _all(job: JobSpec, max_ranks: int, on_progress: OnProgress) -> list[Candidate]:
     found = list(fitting(job, max_ranks))
-    total = sum(1 for _ in factorisations(max_ranks))
+    total = sum(len(ways(layout)) for layout in factorisations(max_ranks))
     on_progress(f"{len(found)} of {total} layouts of 2 to {max_ranks} ranks fit this job")
     if not found:
         raise PlanError(

@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.errors import PlanError
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
-from orchestrator.plan.stages import Stages, ideal_bubble
+from orchestrator.plan.stages import Stages
 from orchestrator.spec.job import JobSpec
 from orchestrator.verify.layouts import on_cpus
 
@@ -47,17 +47,14 @@ def measure_pipeline(job: JobSpec, num_steps: int = 7) -> Measured:
         ranks = plan.layout.world_size
         run_ranks(write_timelines, ranks, job.model_dump(mode="json"), num_steps, folder, timeout_s=600.0)
         found = json.loads((Path(folder) / _RESULT).read_text(encoding="utf-8"))
-    stages, degree = plan.stages, plan.layout.pipeline
-    ideal = ideal_bubble(stages.schedule, degree, stages.microbatches, len(stages.layers) // degree)
-    return Measured(stages, tuple(found["timelines"]), found["step_s"], found["bubble"], ideal, ranks)
+    stages = plan.stages
+    return Measured(stages, tuple(found["timelines"]), found["step_s"], found["bubble"], stages.ideal_bubble, ranks)
 
 
 def write_timelines(rank: int, world_size: int, job: dict[str, Any], num_steps: int, folder: str) -> bool:
     """Measure steps as one rank; rank 0 writes the median one of its pipeline. Collective."""
-    import torch.distributed as dist
-
     from orchestrator.parallel.process import Rank
-    from orchestrator.parallel.timeline import Timeline, measure_step, measured_bubble
+    from orchestrator.parallel.timeline import Timeline, gather_timelines, measured_bubble, median_step, step_length
     from orchestrator.train.engine import build_engine
     from orchestrator.train.step import Stepper
 
@@ -70,28 +67,21 @@ def write_timelines(rank: int, world_size: int, job: dict[str, Any], num_steps: 
         stepper.backward(step)
     measured: list[list[Timeline]] = []
     for step in range(_WARM_STEPS, _WARM_STEPS + num_steps):
-        lines: list[Any] = [None] * dist.get_world_size(pipeline.group)
-        mine = measure_step(pipeline, lambda step=step: stepper.backward(step))  # type: ignore[misc]
-        dist.all_gather_object(lines, mine, group=pipeline.group)
-        measured.append(lines)
+        measured.append(gather_timelines(pipeline, lambda step=step: stepper.backward(step)))  # type: ignore[misc]
     if rank == 0:
-        median = sorted(measured, key=_length)[len(measured) // 2]
+        median = median_step(measured)
         found = {
             "timelines": [line.as_dict() for line in median],
-            "step_s": _length(median),
+            "step_s": step_length(median),
             "bubble": measured_bubble(median),
         }
         (Path(folder) / _RESULT).write_text(json.dumps(found), encoding="utf-8")
     return True
 
 
-def _length(lines: list[Any]) -> float:
-    return max(float(line.step_s) for line in lines)
-
-
 def save(measured: Measured, path: Path) -> None:
     """Write a picture (.svg, .png) or a trace for ui.perfetto.dev (.json)."""
-    from orchestrator.parallel.timeline import Span, Timeline, draw, perfetto
+    from orchestrator.parallel.timeline import Span, Timeline, draw, perfetto, title
 
     lines = [
         Timeline(line["rank"], line["step_s"], tuple(Span(**span) for span in line["spans"]))
@@ -101,8 +91,4 @@ def save(measured: Measured, path: Path) -> None:
     if path.suffix == ".json":
         path.write_text(perfetto(lines), encoding="utf-8")
         return
-    title = (
-        f"{measured.stages.schedule}, {measured.stages.microbatches} microbatches: bubble "
-        f"{measured.measured_bubble:.0%} measured, {measured.ideal_bubble:.0%} ideal"
-    )
-    draw(lines, path, title)
+    draw(lines, path, title(measured.stages, measured.measured_bubble))

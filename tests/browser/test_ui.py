@@ -17,7 +17,7 @@ from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import RunRecord, read_record
 from orchestrator.tracking.request import TRAINING_VIEW
 
-from .chromium import find_chromium, open_until
+from .chromium import Tab, browser, find_chromium
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = find_chromium() or ""
@@ -80,9 +80,14 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     assert ui.returncode == 0
 
 
-def test_the_run_page_shows_verdict_parameters_metrics_and_the_registered_model(shown: Shown) -> None:
-    page = open_until(
-        CHROMIUM,
+@pytest.fixture(scope="module")
+def tab() -> Iterator[Tab]:
+    with browser(CHROMIUM) as found:
+        yield found
+
+
+def test_the_run_page_shows_verdict_parameters_metrics_and_the_registered_model(shown: Shown, tab: Tab) -> None:
+    page = tab.open_until(
         shown.url,
         "Finished",
         shown.record.verdict,
@@ -98,19 +103,18 @@ def test_the_run_page_shows_verdict_parameters_metrics_and_the_registered_model(
     assert page.words.index(shown.record.verdict) < page.words.index("Looked at by a browser.")
 
 
-def test_the_printed_link_opens_the_pages_for_model_training(shown: Shown) -> None:
-    page = open_until(CHROMIUM, shown.url + TRAINING_VIEW, "Model registry", shown.record.verdict)
+def test_the_printed_link_opens_the_pages_for_model_training(shown: Shown, tab: Tab) -> None:
+    page = tab.open_until(shown.url + TRAINING_VIEW, "Model registry", shown.record.verdict)
     assert "Judges" not in page.words
 
 
-def test_the_metrics_page_draws_charts(shown: Shown) -> None:
-    page = open_until(CHROMIUM, f"{shown.url}/model-metrics", "train (4)", "val (2)", "test (2)", charts=4)
+def test_the_metrics_page_draws_charts(shown: Shown, tab: Tab) -> None:
+    page = tab.open_until(f"{shown.url}/model-metrics", "train (4)", "val (2)", "test (2)", charts=4)
     assert "No charts" not in page.words.split("Model metrics (0)")[0]
 
 
-def test_the_registry_shows_version_alias_and_source(shown: Shown) -> None:
-    open_until(
-        CHROMIUM,
+def test_the_registry_shows_version_alias_and_source(shown: Shown, tab: Tab) -> None:
+    tab.open_until(
         f"{shown.server}/#/models/smoke/versions/1",
         "Version 1",
         "newest",

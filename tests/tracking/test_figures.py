@@ -9,7 +9,15 @@ from matplotlib.image import imread
 
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.spool import SpoolWriter
-from orchestrator.tracking.figures import confusion_figure, curve_figure, draw_figures, draw_run, read_series
+from orchestrator.tracking.expert_figure import experts_figure, read_loads
+from orchestrator.tracking.figures import (
+    confusion_figure,
+    curve_figure,
+    draw_figures,
+    draw_run,
+    read_records,
+    read_series,
+)
 
 
 def write(run: RunDir, writer: str, steps: range, offset: float = 0.0) -> None:
@@ -71,3 +79,37 @@ def test_a_curve_has_a_line_for_each_split_and_marks_the_best_step() -> None:
     (axes,) = curve_figure("loss", {"train": [(1, 2.0), (2, 1.0)], "val": [(2, 1.5)]}, best_step=2).axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["train/loss", "val/loss", "best checkpoint (step 2)"]
+
+
+def write_experts(run: RunDir, layers: int, steps: range) -> None:
+    with SpoolWriter(run.spool / "rank0-a1.jsonl") as spool:
+        for step in steps:
+            loads = {f"block{layer}": [2 - 1 / step, 1 / step, 1.0, 1.0] for layer in range(1, layers + 1)}
+            spool.record("experts", step=step, loads=loads)
+            spool.metrics(step, {"train/loss": 1.0, "moe/block1/drop_rate": 1 / step, "moe/block1/router_entropy": 1.2})
+
+
+def test_the_load_of_every_expert_is_drawn_with_drops_and_entropy_over_it(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    write_experts(run, 2, range(1, 11))
+    written = draw_figures(run)
+    assert [path.name for path in written] == ["loss.png", "experts.png"]
+    assert imread(written[1]).std() > 0.05
+    loads = read_loads(read_records(run, "experts"))
+    assert list(loads["block2"]) == list(range(1, 11))
+    first, second, bar = experts_figure(loads, read_series(run)).axes
+    assert first.get_title(loc="left") == "block1  dropped 10.0%  entropy 1.20"
+    assert second.get_title(loc="left") == "block2"
+    cells = first.collections[0].get_array().reshape(4, 10)
+    assert cells[0, -1] == 1.9
+    assert cells[1, -1] == 0.1
+    assert "fair share" in bar.get_ylabel()
+
+
+def test_of_many_layers_an_even_choice_is_drawn_and_said(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    write_experts(run, 40, range(1, 3))
+    figure = experts_figure(read_loads(read_records(run, "experts")), {})
+    assert len(figure.axes) == 13
+    assert "12 of 40 layers" in figure.get_suptitle()
+    assert figure.axes[11].get_title(loc="left") == "block40"

@@ -109,6 +109,15 @@ def test_a_poison_point_is_set_aside_and_its_neighbours_arrive(run: RunDir, pump
     assert count_remaining(run) == 0
 
 
+def test_loads_of_experts_are_drawn_and_no_curves_of_their_own(run: RunDir, pump: PumpBuilder) -> None:
+    with SpoolWriter(run.spool / "rank0-a1.jsonl") as spool:
+        spool.record("experts", step=1, loads={"block1": [1.5, 0.5]})
+    mine = pump()
+    drain(mine)
+    assert mine.cursor.rejected == 0
+    assert not mine.shipper.client.get_run(mine.shipper.run_id).data.metrics
+
+
 def test_values_that_are_not_finite_arrive_as_mlflow_keeps_them(run: RunDir, pump: PumpBuilder) -> None:
     with SpoolWriter(run.spool / "rank0-a1.jsonl") as spool:
         spool.metrics(1, {"a": math.nan, "b": math.inf, "c": -math.inf})

@@ -23,10 +23,14 @@ class ListRecorder:
 
     def __init__(self) -> None:
         self.values: dict[str, dict[int, float]] = {}
+        self.others: list[dict[str, Any]] = []
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self.values.setdefault(name, {})[step] = value
+
+    def record(self, kind: str, **payload: Any) -> None:
+        self.others.append({"kind": kind, **payload})
 
     def close(self) -> None:
         pass
@@ -87,6 +91,7 @@ def fit_once(
         "newest": result.last_checkpoint,
         "best_step": result.best_step,
         "recorded": recorder.values,
+        "others": recorder.others,
         "weights": weights,
         "noise": torch.rand(3),
     }

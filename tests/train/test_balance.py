@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.testing.ranks import run_ranks
+from orchestrator.train.balance import is_drawn
 
 from .fitting import fit_once, tiny_job
 
@@ -27,10 +29,16 @@ MOE = {
 }
 
 
-def figures(folder: Path, ranks: int, steps: int = 4, **model: object) -> dict[str, dict[int, float]]:
-    job = {**tiny_job(steps=steps, precision="fp64", eval_every_steps=steps), **MOE, "parallel": {"replicate": ranks}}
+def trained(folder: Path, ranks: int, steps: int = 4, axis: str = "replicate", **model: object) -> dict[str, Any]:
+    parallel = {"replicate": 1, axis: ranks}
+    job = {**tiny_job(steps=steps, precision="fp64", eval_every_steps=steps), **MOE, "parallel": parallel}
     job["model"] = {**MOE["model"], **model}
-    got = run_ranks(fit_once, ranks, job, str(folder), False, None, 1)[0]
+    got: dict[str, Any] = run_ranks(fit_once, ranks, job, str(folder), False, None, 1)[0]
+    return got
+
+
+def figures(folder: Path, ranks: int, steps: int = 4, **options: Any) -> dict[str, dict[int, float]]:
+    got = trained(folder, ranks, steps, **options)
     return {name: values for name, values in got["recorded"].items() if name.startswith("moe/")}
 
 
@@ -45,3 +53,25 @@ def test_the_bias_evens_out_the_load(tmp_path: Path) -> None:
     load = figures(tmp_path, 1, steps=40)["moe/block2/max_load"]
     assert load[1] > 1.2
     assert min(load[step] for step in range(20, 41)) < load[1]
+
+
+def test_every_stage_of_a_pipeline_tells_its_experts_and_their_loads(tmp_path: Path) -> None:
+    alone = trained(tmp_path / "1", 1, dense_layers=0)
+    parted = trained(tmp_path / "2", 2, axis="pipeline", dense_layers=0)
+    names = {f"moe/block{number}/{what}" for number in (1, 2) for what in ("drop_rate", "router_entropy", "max_load")}
+    for name in names:
+        assert parted["recorded"][name] == pytest.approx(alone["recorded"][name], rel=1e-6), name
+    assert [each["step"] for each in parted["others"]] == [1, 2, 3, 4]
+    for one, other in zip(alone["others"], parted["others"], strict=True):
+        assert other["loads"].keys() == {"block1", "block2"}
+        for layer, loads in one["loads"].items():
+            assert other["loads"][layer] == pytest.approx(loads)
+            assert sum(loads) == pytest.approx(4)
+            assert max(loads) == pytest.approx(alone["recorded"][f"moe/{layer}/max_load"][one["step"]])
+
+
+def test_a_long_run_draws_some_hundred_of_its_steps_and_a_resumed_one_the_same() -> None:
+    assert [step for step in range(2, 21, 2) if is_drawn(step, 2, 20)] == list(range(2, 21, 2))
+    drawn = [step for step in range(10, 100_001, 10) if is_drawn(step, 10, 100_000)]
+    assert 100 <= len(drawn) <= 102
+    assert (drawn[0], drawn[-1]) == (10, 100_000)

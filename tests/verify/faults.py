@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from orchestrator.parallel import ring
 from orchestrator.parallel.pipeline import Pipeline
 from orchestrator.parallel.shared import SharedOverStages
 from orchestrator.train import step
@@ -44,6 +46,27 @@ def own_norm(rank: int, world_size: int, job: dict[str, Any], num_steps: int, fo
         return right(parameters, **rest)
 
     step.gradient_norm = wrong
+    return write_trace(rank, world_size, job, num_steps, folder)
+
+
+def unscaled_ring(rank: int, world_size: int, job: dict[str, Any], num_steps: int, folder: str) -> bool:
+    """Add up what the blocks of keys gave without scaling each by its share of the whole softmax."""
+
+    def wrong(mean: Tensor, total: Tensor, other: Tensor, other_total: Tensor) -> tuple[Tensor, Tensor]:
+        return (mean + other) / 2, torch.logaddexp(total, other_total)
+
+    ring.merge = wrong
+    return write_trace(rank, world_size, job, num_steps, folder)
+
+
+def ring_gradients_left_behind(rank: int, world_size: int, job: dict[str, Any], num_steps: int, folder: str) -> bool:
+    """Keep the gradients of keys and values with the rank that computed them instead of sending them home."""
+    right = ring._Ring.start
+
+    def wrong(self: ring._Ring, tensors: list[Tensor], **rest: bool) -> Any:
+        return right(self, tensors, **rest) if rest else ring._Coming(tensors, [], [])
+
+    ring._Ring.start = wrong  # type: ignore[method-assign]
     return write_trace(rank, world_size, job, num_steps, folder)
 
 

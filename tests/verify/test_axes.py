@@ -77,9 +77,57 @@ def test_context_beside_another_axis(axes: dict[str, int]) -> None:
     assert_agrees(job(parts, **axes, context=2))
 
 
+LONGER = {**TIED, "model": {**TIED["model"], "seq_len": 12}, "data": {**TIED["data"], "seq_len": 12}}
+BIDIRECTIONAL = {**LONGER, "model": {**LONGER["model"], "use": "tests.verify.bidirectional"}}
+
+
+def ring(parts: dict[str, Any], **parallel: Any) -> JobSpec:
+    return job(parts, **parallel, context_attention="ring")
+
+
+def test_sequences_split_over_three_ranks_with_attention_in_a_ring() -> None:
+    assert_agrees(ring(LONGER, context=3))
+
+
+def test_a_ring_of_attention_that_is_not_causal() -> None:
+    assert_agrees(ring(BIDIRECTIONAL, context=3))
+
+
+def test_a_ring_whose_blocks_are_computed_again_beside_accumulation() -> None:
+    spec = ring(TIED, context=2)
+    train = spec.train.model_copy(update={"accumulate": 2, "activation_checkpoint": "full"})
+    assert_agrees(spec.model_copy(update={"train": train}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [TIED, BIDIRECTIONAL], ids=["causal", "not causal"])
+@pytest.mark.parametrize(
+    "axes",
+    [{"tensor": 2}, {"tensor": 2, "sequence": False}, {"shard": 2}, {"pipeline": 2}, {"replicate": 2}],
+    ids=lambda axes: "-".join(axes),
+)
+def test_a_ring_beside_another_axis(axes: dict[str, int], parts: dict[str, Any]) -> None:
+    assert_agrees(ring(parts, **axes, context=2))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("others", [{"tensor": 2}, {"shard": 2}], ids=lambda axes: "-".join(axes))
+def test_a_ring_in_a_pipeline_beside_a_third_axis_on_eight_ranks(others: dict[str, int]) -> None:
+    assert_agrees(ring(TIED, pipeline=2, context=2, **others))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_ring_in_a_pipeline_that_takes_weight_gradients_apart() -> None:
+    parts = {**TIED, "model": {**TIED["model"], "layers": 6}}
+    assert_agrees(ring(parts, pipeline=2, context=2, schedule="zbv_zero_bubble"))
+
+
 @pytest.mark.slow
 def test_experts_beside_split_sequences() -> None:
     assert_agrees(job(MOE, replicate=2, expert=2, context=2))
+    assert_agrees(ring(MOE, replicate=2, expert=2, context=2))
 
 
 def test_a_pipeline_whose_ends_share_their_weights() -> None:

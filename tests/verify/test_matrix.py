@@ -26,13 +26,15 @@ def test_every_cell_is_planned_or_says_why_not() -> None:
     assert all((spot.candidate is None) == bool(spot.unsupported) for spot in ALL)
     assert {spot.schedule for spot in ALL} == {"", *SCHEDULES}
     assert {spot.layout.world_size for spot in ALL} == {2, 4, 8}
-    assert len({(spot.model, spot.layout, spot.schedule) for spot in ALL}) == len(ALL)
+    assert len({(spot.model, spot.layout, spot.schedule, spot.attention) for spot in ALL}) == len(ALL)
 
 
 def test_every_axis_is_supported_by_some_model_and_every_schedule_on_two_ranks() -> None:
     fitting = [spot for spot in ALL if spot.candidate is not None]
-    for axis in ("pipeline", "replicate", "shard", "tensor", "expert"):
+    for axis in ("pipeline", "replicate", "shard", "context", "tensor", "expert"):
         assert any(getattr(spot.layout, axis) > 1 for spot in fitting), axis
+    for way in ("heads", "ring"):
+        assert {spot.model for spot in fitting if spot.attention == way} >= {"transformer", "transformer, tied", "moe"}
     on_two = {spot.schedule for spot in fitting if spot.layout.pipeline == 2 and spot.model == "transformer"}
     assert on_two == set(SCHEDULES)
 

@@ -75,6 +75,19 @@ def test_an_unsummed_shared_parameter_is_named() -> None:
     assert (found.first.group, found.first.name) == ("gradients", "layers.head.weight (a copy that went its own way)")
 
 
+def test_a_ring_that_merges_blocks_without_rescaling_changes_the_loss() -> None:
+    found = finding(job(MODEL, context=2, context_attention="ring"), faults.unscaled_ring)
+    assert found.first is not None
+    assert (found.first.step, found.first.group) == (1, "loss")
+
+
+def test_gradients_that_a_ring_leaves_behind_are_found_although_the_loss_is_right() -> None:
+    found = finding(job(MODEL, context=2, context_attention="ring"), faults.ring_gradients_left_behind)
+    assert "loss" not in failed(found)
+    assert found.first is not None
+    assert (found.first.step, found.first.group) == (1, "gradients")
+
+
 def test_a_clip_norm_that_leaves_out_the_other_stages_is_found() -> None:
     found = finding(job(MODEL, pipeline=2), faults.own_norm)
     assert found.first is not None

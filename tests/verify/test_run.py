@@ -49,6 +49,18 @@ def test_all_layouts_up_to_four_ranks_that_fit_the_batch_are_found() -> None:
     assert found == {(2, 1), (1, 2), (3, 1), (1, 3), (4, 1), (1, 4), (2, 2)}
 
 
+def test_all_layouts_that_split_sequences_are_tried_both_ways() -> None:
+    text = {"use": "text", "corpus": "python", "seq_len": 12, "max_bytes": 50_000}
+    model = {"use": "transformer", "seq_len": 12, "dim": 16, "layers": 2, "heads": 4, "kv_heads": 2}
+    spec = JobSpec.model_validate({"model": model, "data": text, "train": {"steps": 1, "batch_size": 12}})
+    labels = [each.label for each in fitting(spec, 3) if each.layout.context > 1]
+    assert labels == [
+        "2 ranks = context 2",
+        "2 ranks = context 2, ring attention",
+        "3 ranks = context 3, ring attention",
+    ]
+
+
 def test_one_process_has_nothing_to_compare() -> None:
     with pytest.raises(PlanError, match="nothing to compare"):
         verify_job(job({"use": "tests.verify.broken:Plain"}))
