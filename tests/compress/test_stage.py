@@ -15,7 +15,7 @@ from orchestrator.cluster.ending import compress_stage, judge
 from orchestrator.compress.pipeline import Outcome, StepReport
 from orchestrator.compress.report import table
 from orchestrator.compress.stage import compress_export, compress_run
-from orchestrator.compress.timing import summarise
+from orchestrator.compress.timing import settle, summarise
 from orchestrator.errors import JobFileError
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
@@ -111,3 +111,10 @@ def test_noise_forbids_a_figure_and_a_slower_file_is_called_slower() -> None:
     text = "\n".join(table(Outcome(Path(), (), step, checked, rows)))
     assert "SLOWER: 2.00 x the time of fp32 eager" in text
     assert "batch 32, 2 threads: too noisy, no figure (the same file twice differs by 20%)" in text
+
+
+def test_a_noisy_measurement_is_tried_again_and_the_number_of_attempts_is_told() -> None:
+    loud, calm = {"verdict": "too noisy, no figure", "noise": 0.2}, {"verdict": "ok", "noise": 0.0}
+    answers = iter([loud, calm])
+    assert settle(lambda: next(answers)) == calm | {"attempts": 2}
+    assert settle(lambda: loud, attempts=3) == loud | {"attempts": 3}
