@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.compress.archive import read_header
 from orchestrator.compress.base import MODULE, Context, State
 from orchestrator.compress.check import REFERENCE
 from orchestrator.compress.manifest import CHECK_FILE, EVAL_FILE, Link, Page, entry_of, write_page
@@ -115,9 +116,18 @@ def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], fo
         machine=_machine(),
         measure=section.measure.model_dump(mode="json"),
         limits=section.limits.model_dump(mode="json"),
+        restored=_restored(state),
     )
     write_page(place, page)
     return page
+
+
+def _restored(state: State) -> dict[str, Any]:
+    """Return digest and size of the graph that an archive was made of."""
+    if state.format != "pack":
+        return {}
+    header = read_header(state.file().read_bytes())
+    return {"sha256": header["sha256"], "num_bytes": header["num_bytes"]}
 
 
 def _write_samples(trained: Trained, state: State, folder: Path) -> tuple[Tensor, Tensor]:

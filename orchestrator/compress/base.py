@@ -28,12 +28,14 @@ class State:
     """A model between two steps. `kind` is one of module, exported, artifact.
 
     `model` is the newest model in memory: the state itself, or what the files were made of. `masks` names weights that
-    stay zero (True: kept). `files` lie in `folder` and are all that is needed to run.
+    stay zero (True: kept), `codes` weights that share values (int64, the number of a weight's value in its layer; -1:
+    not shared). `files` lie in `folder` and are all that is needed to run.
     """
 
     kind: str
     model: nn.Module
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    codes: Mapping[str, Tensor] = field(default_factory=dict)
     folder: Path | None = None
     files: tuple[str, ...] = ()
     format: str = ""
@@ -76,10 +78,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Change:
-    """What a step made: the next state, and figures and words for the report."""
+    """What a step made: the next state, figures for the report, and notes in words that the user must see."""
 
     state: State
     facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Compressor(Protocol):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from orchestrator.compress.masks import fill_gradients
 from orchestrator.compress.prune import kept_width
 from orchestrator.compress.recover import recover
 from orchestrator.errors import ExportError, NotAbleError
@@ -33,7 +34,7 @@ def prune_channels(model: nn.Module, config: Config, context: Context) -> nn.Mod
     for number in range(1, config.rounds + 1):
         twin.requires_grad_(True)  # the graph of dependencies is read off autograd's
         if config.importance == "taylor":
-            _gradients(twin, context, inputs, targets)
+            fill_gradients(twin, context, inputs, targets)
         _one_round(twin, config, inputs[:2], config.ratio * number / config.rounds, widths)
         twin.zero_grad(set_to_none=True)
         if number < config.rounds:
@@ -99,12 +100,3 @@ def _ignored(model: nn.Module, keep: tuple[str, ...]) -> list[nn.Module]:
     weighted = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
     named = [part for name, part in weighted if any(word in name for word in keep)]
     return [*named, *([weighted[-1][1]] if weighted else [])]
-
-
-def _gradients(model: nn.Module, context: Context, inputs: Tensor, targets: Tensor) -> None:
-    """Fill gradients of the loss over the calibration samples, which Taylor importance multiplies with weights."""
-    from orchestrator.train.loss import build_loss
-
-    loss = build_loss(context.job, context.plan)
-    model.zero_grad(set_to_none=True)
-    (loss.sum(model(inputs), targets) / len(inputs)).backward()  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ import torch and models: an artifact that needs its training code fails here as 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.compress.graph import PLAIN_DOMAINS, GraphFacts, read_graph
 from orchestrator.compress.manifest import CHECK_FILE, EVAL_FILE, Page, check_files, read_page
 from orchestrator.compress.measures import fidelity, quality
-from orchestrator.compress.runtime import open_onnx
+from orchestrator.compress.runtime import graph_bytes, open_onnx
 from orchestrator.errors import ExportError, OrchestratorError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 REFUSED = ("torch", "torchvision", "ray", "mlflow", "onnx", "orchestrator.models", "orchestrator.train")
 REFERENCE = Path("reference") / "model.onnx"
+FORMATS = ("onnx", "pack")
 MIN_SMALLER = 1.02
 _MIN_COVERAGE = 0.95
 _LIMITS: dict[str, dict[str, float]] = {
@@ -40,12 +42,13 @@ def check(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"size_bytes": check_files(folder, page)}
     found["size_ratio"] = page.baseline_bytes / found["size_bytes"]
     (name, entry), *others = page.needed.items()
-    if others or page.format != "onnx":
+    if others or page.format not in FORMATS:
         raise ExportError(f"an artifact of format {page.format} with {len(page.needed)} files is not known here")
     with tempfile.TemporaryDirectory() as scratch:
         optimised = Path(scratch) / "optimised.onnx"
         run = open_onnx(folder / name, optimised=optimised, sha256=entry.sha256)
-        found |= _graph_facts(folder / name, optimised, page)
+        content = graph_bytes(folder / name, entry.sha256)
+        found |= _restored(content, page) | _graph_facts(folder / name, content, optimised, page)
     found["fidelity"] = _fidelity(folder, run, page)
     found |= _quality(folder, run, page)
     _require_smaller(found)
@@ -53,9 +56,18 @@ def check(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _graph_facts(path: Path, optimised: Path, page: Page) -> dict[str, Any]:
+def _restored(content: bytes, page: Page) -> dict[str, Any]:
+    """Return the size of what an archive restores, which must be the graph it was made of, bit for bit."""
+    if page.format != "pack":
+        return {}
+    if hashlib.sha256(content).hexdigest() != page.restored.get("sha256"):
+        raise ExportError("the archive restores another graph than the one it was made of")
+    return {"restored_bytes": len(content)}
+
+
+def _graph_facts(path: Path, content: bytes, optimised: Path, page: Page) -> dict[str, Any]:
     bits = 4 if page.scheme == "int4-weight" else 8
-    facts, fused = read_graph(path.read_bytes(), bits), read_graph(optimised.read_bytes(), bits)
+    facts, fused = read_graph(content, bits), read_graph(optimised.read_bytes(), bits)
     if facts.external:
         raise ExportError(f"{path.name} keeps weights in files beside it, which the page does not count")
     foreign = sorted(facts.domains - set(PLAIN_DOMAINS))

@@ -70,7 +70,7 @@ class Finetune:
             batch_size=asked.batch_size,
             lessons=lessons,
             masks=state.masks,
+            codes=state.codes,
         )
-        return Change(
-            State(MODULE, plain_copy(model), masks=state.masks), {"steps": done.steps, "final_loss": done.loss}
-        )
+        after = State(MODULE, plain_copy(model), masks=state.masks, codes=state.codes)
+        return Change(after, {"steps": done.steps, "final_loss": done.loss})

@@ -76,6 +76,46 @@ def read_graph(content: bytes, packed_bits: int = 8) -> GraphFacts:
     return found
 
 
+def float_payloads(content: bytes) -> list[tuple[int, int]]:
+    """Return (begin, end) of the raw bytes of every float32 initializer (TensorProto.raw_data 9), in file order.
+
+    Raises ValueError when the bytes are no ONNX model.
+    """
+    found: list[tuple[int, int]] = []
+    for number, graph, base in _places(content, 0, len(content)):
+        if number != 7:
+            continue
+        for part, tensor, at in _places(content, base, base + graph):
+            if part == 5:
+                found += _float_payload(content, at, at + tensor)
+    return found
+
+
+def _float_payload(content: bytes, begin: int, end: int) -> list[tuple[int, int]]:
+    kinds = [value for number, value in _fields(content[begin:end]) if number == 2]
+    places = [(at, at + size) for number, size, at in _places(content, begin, end) if number == 9]
+    return places if kinds == [1] and len(places) == 1 else []
+
+
+def _places(content: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (field number, size, place) of every length-delimited field of the message between two places."""
+    at = begin
+    while at < end:
+        key, at = _varint(content, at)
+        kind = key & 7
+        if kind == 0:
+            _, at = _varint(content, at)
+            continue
+        size = {1: 8, 5: 4}.get(kind)
+        if kind == 2:
+            size, at = _varint(content, at)
+        if size is None or at + size > end:
+            raise ValueError("not a protobuf message")
+        if kind == 2:
+            yield key >> 3, size, at
+        at += size
+
+
 def _read_graph(content: bytes, found: GraphFacts, packed_bits: int) -> None:
     for number, value in _fields(content):
         if number == 1 and isinstance(value, bytes):

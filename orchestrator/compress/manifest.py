@@ -60,6 +60,8 @@ class Page:
     checked: Mapping[str, Any] | None = None
     version: int = 1
     notes: tuple[str, ...] = field(default=())
+    restored: Mapping[str, Any] = field(default_factory=dict)
+    """Of an archive: `sha256` and `num_bytes` of the graph it was made of."""
 
 
 def write_page(folder: Path, page: Page) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.data.dataset import Dataset
 
 _UNCHANGED = 1.02
+_SHRINKING = ("prune", "lowrank", "quantise", "pack")  # masks and codebooks are for `pack` to make use of
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def compress(trained: Trained, folder: Path, say: Callable[[str], None] = lambda
         error=error.message if error else "",
         hint=error.hint if error else "",
         seconds=time.perf_counter() - begun,
-        notes=(*notes, *(report.warning for report in run.reports if report.warning)),
+        notes=(*notes, *run.notes, *(report.warning for report in run.reports if report.warning)),
     )
 
 
@@ -124,6 +125,7 @@ class _Run:
         self._trained, self._folder, self._say = trained, folder, say
         self.reports: list[StepReport] = []
         self.links: list[Link] = []
+        self.notes: list[str] = []
 
     def context(self, number: int, use: str) -> Context:
         """Return what a step may look at."""
@@ -144,6 +146,7 @@ class _Run:
             report = self.report(number, short, state, time.perf_counter() - begun, change.facts)
             report = replace(report, warning=_idle(report, size, before == digest_of(state)))
             self.reports.append(report)
+            self.notes += [f"{report.name}: {note}" for note in change.notes]
             size = report.size_bytes
             self._say(f"{report.name}: {report.size_bytes:,} bytes, {report.seconds:.1f} s")
         return state
@@ -166,8 +169,8 @@ class _Run:
 def digest_of(state: State) -> str:
     """Return the digest that names a state: of its weights and masks, or of its files."""
     if state.kind == MODULE:
-        masks = {name: int(mask.sum()) for name, mask in sorted(state.masks.items())}
-        return json_digest([digest_weights(state_tensors(state.model)), masks])
+        beside = [digest_weights(part) for part in (state.masks, state.codes) if part]
+        return json_digest([digest_weights(state_tensors(state.model)), *beside])
     return json_digest([asdict(entry_of((state.folder or Path()) / name)) for name in state.files])
 
 
@@ -185,7 +188,7 @@ def _idle(report: StepReport, before_bytes: int, same: bool) -> str:
     """Return the warning of a step that changed nothing, or that was to make the model smaller and did not."""
     if same:
         return f"{report.name} CHANGED NOTHING: not one weight differs"
-    shrinking = report.use not in ("finetune", "export")
+    shrinking = report.use in _SHRINKING and not report.facts.get("sparsity")
     if shrinking and before_bytes < report.size_bytes * _UNCHANGED:
         return f"{report.name} MADE NOTHING SMALLER: {report.size_bytes:,} bytes before and after, size ratio 1.00"
     return ""

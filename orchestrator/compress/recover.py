@@ -1,7 +1,7 @@
 """Training a smaller model back to strength: a plain loop over the job's data, alone or with a teacher.
 
 Called by the steps `finetune` and `prune`. The order of the samples is that of a run of the job's seed; weights under a
-mask stay exactly zero.
+mask stay exactly zero, weights that share a value keep sharing it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from orchestrator.compress.codebooks import Tied
 from orchestrator.data.order import SampleOrder
 from orchestrator.errors import ExportError, TrainError
 from orchestrator.export.score import cast_inputs
@@ -56,6 +57,7 @@ def recover(
     batch_size: int | None = None,
     lessons: Lessons | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    codes: Mapping[str, Tensor] | None = None,
     seed: int | None = None,
 ) -> Recovered:
     """Train `model` in place for so many passes over the training split; it is left in eval mode, gradients off.
@@ -70,7 +72,7 @@ def recover(
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     schedule = Cosine(warmup_steps=min(20, steps // 10))
     loss, told = build_loss(job, context.plan), _Teacher(lessons, context) if lessons else None
-    covers = _covers(model, masks or {})
+    covers, tied = _covers(model, masks or {}), Tied(model, codes or {})
     _faster_layout(model, context)
     torch.manual_seed(order.seed)
     model.train()
@@ -88,11 +90,13 @@ def recover(
             total = told.mix(total, outputs, rows, inputs)
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
+        tied.gather()
         if job.optim.clip_norm:
             nn.utils.clip_grad_norm_(model.parameters(), job.optim.clip_norm)
         optimizer.step()
         for weight, cover in covers:
-            weight.data.mul_(cover)
+            weight.data.masked_fill_(cover, 0.0)  # a product would leave zeros of either sign
+        tied.settle()
         last = float(total.detach())
         if last != last or last in (float("inf"), float("-inf")):
             raise TrainError(f"the loss became {last} in step {step + 1} of finetuning", hint="lower the step's lr")
@@ -111,7 +115,7 @@ def _covers(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Tensor,
     missing = sorted(set(masks) - set(named))
     if missing:
         raise ExportError(f"a mask covers '{missing[0]}', which the model does not have")
-    return [(named[name], mask.to(named[name].dtype)) for name, mask in masks.items()]
+    return [(named[name], ~mask) for name, mask in masks.items()]
 
 
 def _faster_layout(model: nn.Module, context: Context) -> None:

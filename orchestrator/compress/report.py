@@ -38,7 +38,15 @@ def metrics(outcome: Outcome) -> dict[str, float]:
 
 
 def _checked(checked: Mapping[str, Any]) -> dict[str, float]:
-    names = ("size_bytes", "size_ratio", "coverage", "integer_operators", "accuracy_delta", "loss_delta")
+    names = (
+        "size_bytes",
+        "size_ratio",
+        "coverage",
+        "integer_operators",
+        "restored_bytes",
+        "accuracy_delta",
+        "loss_delta",
+    )
     found = {f"compress/{name}": checked[name] for name in names if name in checked}
     split = checked.get("split", "test")
     found |= {f"compress/{split}/{name}": value for name, value in checked.get("metrics", {}).items()}
@@ -72,6 +80,8 @@ def _file_lines(outcome: Outcome) -> list[str]:
         was = f" (before: {before:.4f}, difference {value - before:+.4f})" if before is not None else ""
         lines.append(f"  {name} {value:.4f}{was}")
     lines.append(f"  {checked['size_bytes']:,} bytes in all files needed, {checked['size_ratio']:.2f} x smaller")
+    if "restored_bytes" in checked:
+        lines.append(f"  storage: restored bit for bit to {checked['restored_bytes']:,} bytes, then run as timed below")
     if checked["integer_operators"]:
         lines.append(
             f"  {checked['integer_operators']} operators compute on integers, {checked['coverage']:.1%} of the weights"

@@ -1,4 +1,7 @@
-"""A file in its runtime as a function of arrays, with a number of threads. numpy and ONNX Runtime only."""
+"""A file in its runtime as a function of arrays, with a number of threads. numpy and ONNX Runtime only.
+
+An archive (`compress.archive`) is restored in memory first.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.compress.archive import MAGIC, unpack
 from orchestrator.errors import ExportError, NotAbleError
 
 if TYPE_CHECKING:
@@ -33,9 +37,7 @@ def open_onnx(path: Path, threads: int = 1, *, optimised: Path | None = None, sh
     options.add_session_config_entry("session.force_spinning_stop", "1")  # contenders take turns: none may spin on
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
-    content = path.read_bytes()
-    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
-        raise ExportError(f"{path} was altered: its SHA-256 differs from the page's")
+    content = graph_bytes(path, sha256)
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own error classes share no base but Exception
@@ -50,3 +52,11 @@ def open_onnx(path: Path, threads: int = 1, *, optimised: Path | None = None, sh
         return outputs
 
     return run
+
+
+def graph_bytes(path: Path, sha256: str = "") -> bytes:
+    """Return the ONNX graph in a file, restored where it is an archive. Raises ExportError when it was altered."""
+    content = path.read_bytes()
+    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+        raise ExportError(f"{path} was altered: its SHA-256 differs from the page's")
+    return unpack(content) if content.startswith(MAGIC) else content

@@ -24,7 +24,7 @@ from orchestrator.export.manifest import Manifest, check_folder
 from orchestrator.log import get_logger, redact
 from orchestrator.runs.paths import RunDir
 from orchestrator.tracking import program_loader
-from orchestrator.tracking.onnx_model import MODEL_FILE, open_artifact, pack_onnx
+from orchestrator.tracking.onnx_model import open_artifact, pack_onnx
 from orchestrator.tracking.request import TrackingRequest, read_state, url_of
 from orchestrator.tracking.store import is_rejection
 
@@ -103,7 +103,8 @@ def _packer(record: Mapping[str, Any]) -> tuple[str, Callable[..., Path]]:
     """Return the digest of what a record names, and what makes an MLflow folder of it (scratch folder, ids)."""
     path = Path(record["path"])
     if record.get("flavour") == "onnx":
-        return open_artifact(path).needed[MODEL_FILE].sha256[:16], partial(pack_onnx, path)
+        (entry, *_) = open_artifact(path).needed.values()
+        return entry.sha256[:16], partial(pack_onnx, path)
     folder = _program_folder(path)
     manifest = check_folder(folder)
     return manifest.files[PROGRAM].sha256[:16], partial(pack, folder, manifest)

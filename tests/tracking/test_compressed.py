@@ -12,12 +12,13 @@ import numpy
 import pytest
 
 from orchestrator.compress.pipeline import Outcome, Trained, compress
+from orchestrator.compress.runtime import graph_bytes
 from orchestrator.compress.stage import model_record
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.spool import SpoolWriter
 from orchestrator.tracking.pump import Pump
 from orchestrator.tracking.request import read_state, resolve_uri
-from tests.compress.making import RESNET, make_job, make_trained
+from tests.compress.making import RESNET, STEPS, make_job, make_trained
 from tests.tracking.conftest import drain
 from tests.tracking.test_model import make_export, record_model
 
@@ -25,9 +26,18 @@ NAME = "digits-cnn"
 PumpBuilder = Callable[..., Pump]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Outcome]:
-    trained = make_trained(make_job(RESNET))
+ARCHIVE = (
+    {"use": "prune", "kind": "unstructured", "ratio": 0.8},
+    {"use": "finetune", "epochs": 1},
+    {"use": "share"},
+    {"use": "export"},
+    {"use": "pack"},
+)
+
+
+@pytest.fixture(scope="module", params=[STEPS, ARCHIVE], ids=["int8", "archive"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Outcome]:
+    trained = make_trained(make_job(RESNET, request.param))
     outcome = compress(trained, tmp_path_factory.mktemp("made") / "compress")
     assert outcome.ok, outcome.error
     return trained, outcome
@@ -72,7 +82,8 @@ def _predicts_as_the_file(run: RunDir, outcome: Outcome) -> None:
     arguments = [resolve_uri(None, run.storage), str(run.path / "in.npy"), str(run.path / "out.npy")]
     environment = dict(os.environ, MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false")
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=run.path, env=environment)
-    session = onnxruntime.InferenceSession(str(Path(outcome.folder) / "artifact" / "model.onnx"))
+    (file,) = (path for path in (outcome.folder / "artifact").iterdir() if path.stem == "model")
+    session = onnxruntime.InferenceSession(graph_bytes(file))
     assert numpy.allclose(numpy.load(run.path / "out.npy"), session.run(None, {"inputs": inputs})[0], atol=1e-5)
 
 
@@ -83,7 +94,7 @@ def test_an_artifact_that_was_altered_is_not_registered(
 
     trained, outcome = made
     shutil.copytree(outcome.folder, tmp_path / "copy")
-    file = tmp_path / "copy" / "artifact" / "model.onnx"
+    (file,) = (path for path in (tmp_path / "copy" / "artifact").iterdir() if path.stem == "model")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     record = model_record(outcome, trained) | {"path": str(file.parent)}
     with SpoolWriter(run.spool / "finish-compress-a1.jsonl") as spool:
