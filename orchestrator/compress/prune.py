@@ -25,18 +25,19 @@ _WEIGHTS = ("magnitude", "taylor", "random")
 class Config:
     """`ratio` of the parts of a `kind` go, the least important first. `keep` names layers that stay (parts of paths).
 
-    Physically smaller: `channels` of convolutions (what is left is a multiple of `multiple_of`). Zeros only, for `pack`:
+    Physically smaller: `channels` of convolutions (what is left is a multiple of `multiple_of`), `mlp` (the width of
+    feed-forwards, likewise), `heads` of attention, `depth` (whole blocks). Zeros only, for `pack` to leave out:
     `unstructured` (the least weights of the whole model) and `2:4` (two of every four inputs in a row, ratio 0.5);
     `update: hessian` lets the weights that stay make up for the zeros. `rounds` above 1 takes things out little by
     little, with `recover_epochs` of training between.
 
-    `importance`: `auto` is magnitude;
+    `importance`: `auto` is magnitude, and for depth `influence` (how little a block turns what goes through it);
     `taylor` is weight times gradient, `random` a control. The model's last layer keeps its width.
     """
 
-    kind: Literal["channels", "unstructured", "2:4"] = "channels"
+    kind: Literal["channels", "mlp", "heads", "depth", "unstructured", "2:4"] = "channels"
     ratio: float = 0.5
-    importance: Literal["auto", "magnitude", "taylor", "random"] = "auto"
+    importance: Literal["auto", "magnitude", "taylor", "influence", "random"] = "auto"
     multiple_of: int = 8
     rounds: int = 1
     recover_epochs: float = 1.0
@@ -76,8 +77,11 @@ def kept_width(width: int, ratio: float, multiple_of: int) -> int:
 
 def plan_problems(config: Config, model: str, widths: Widths | None) -> list[Complaint]:
     """Return what does not work out with this model, as (key, message, hint)."""
-    if widths is None or config.kind in MASKS:
+    if config.kind in MASKS or (widths is None and config.kind == "channels"):
         return []
+    if widths is None:
+        message = f"model {model} does not declare `prunable` and `coupled`, so its {config.kind} cannot be pruned"
+        return [("kind", message, "declare them (docs/models.md), or: channels, " + ", ".join(MASKS))]
     mine: Mapping[str, int] = widths.get(config.kind, {})
     if not mine:
         kinds = ", ".join([*widths, *MASKS])
@@ -123,9 +127,13 @@ class Prune:
         return Change(State(MODULE, model), {"params_before": before, "params_after": after})
 
     def _narrower(self, state: State, context: Context) -> nn.Module:
-        from orchestrator.compress.channels import prune_channels
+        if self.config.kind == "channels":
+            from orchestrator.compress.channels import prune_channels
 
-        return prune_channels(state.model, self.config, context)
+            return prune_channels(state.model, self.config, context)
+        from orchestrator.compress.structure import prune_structure
+
+        return prune_structure(state.model, self.config, context)
 
     def _masked(self, state: State, context: Context) -> Change:
         from orchestrator.compress.masks import masked_layers, prune_weights
