@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.compress.pipeline import Outcome, StepReport
+from orchestrator.compress.timing import NOISY
 
 _MIB = 1 << 20
 
@@ -101,7 +102,8 @@ def _file_lines(outcome: Outcome) -> list[str]:
 def _timing_line(row: Mapping[str, Any]) -> str:
     place = f"  batch {row['batch']}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}:"
     if row["verdict"] != "ok":
-        return f"{place} {row['verdict']} (the same file twice differs by {row['noise']:.0%})"
+        again = f" (the same file twice differs by {row['noise']:.0%})" if row["verdict"] == NOISY else ""
+        return f"{place} {row['verdict']}{again}"
     text = f"{place} {_speed(row['speedup'])} fp32 eager"
     if "speedup_runtime" in row:
         text += f", {_speed(row['speedup_runtime'])} fp32 in the same runtime"

@@ -3,7 +3,9 @@
 In one process the fp32 model in eager PyTorch, the same in the target's runtime, and the candidate (twice: an A/A pair)
 take turns. One thread: processor time, median over rounds of the ratio within a round. More threads: wall time, the
 best of all rounds. Where the A/A pair differs by more than 3 %, no figure is given: it is tried again a few times, for
-another load on the machine may pass, and the A/A pair alone decides, never the ratio.
+another load on the machine may pass, and the A/A pair alone decides, never the ratio. Nor is there a figure where eager
+PyTorch is far slower with more threads than with one: its threads wait for one another, and a core taken away by
+another process would pass for a speed-up.
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ from orchestrator.compress.runtime import open_onnx
 if TYPE_CHECKING:
     from orchestrator.compress.runtime import Array, Run
 
+NOISY = "too noisy, no figure"
+DISTURBED = "no figure: eager PyTorch is far slower than with one thread, so another process takes its cores"
 MAX_NOISE = 0.03
 ATTEMPTS = 5
+MAX_SLOWDOWN = 1.5
 _BLOCK_S = 0.004
 _MAX_CALLS = 400
 
@@ -53,7 +58,8 @@ def time_all(folder: Path) -> list[dict[str, Any]]:
         runs["again"] = open_onnx(folder / name, threads, sha256=entry.sha256)
         for batch in page.measure["batch"]:
             inputs = _inputs(folder, batch)
-            found = settle(partial(_compare, runs, inputs, threads, page.measure["rounds"]))
+            limit_s = MAX_SLOWDOWN * _alone(eager, inputs, threads) if threads > 1 else None
+            found = settle(partial(_compare, runs, inputs, threads, page.measure["rounds"], limit_s))
             rows.append({"batch": batch, "threads": threads, **found})
     return rows
 
@@ -94,7 +100,20 @@ def _inputs(folder: Path, batch: int) -> Array:
     return np.ascontiguousarray(inputs[np.arange(batch) % len(inputs)])
 
 
-def _compare(runs: dict[str, Run], inputs: Array, threads: int, rounds: int) -> dict[str, Any]:
+def _alone(eager: Run, inputs: Array, threads: int) -> float:
+    """Return the wall seconds that eager PyTorch takes with one thread, the best of several."""
+    import torch
+
+    torch.set_num_threads(1)
+    calls = _calls(eager, inputs)
+    best = min(_block(eager, inputs, calls, time.perf_counter) for _ in range(9))
+    torch.set_num_threads(threads)
+    return best
+
+
+def _compare(
+    runs: dict[str, Run], inputs: Array, threads: int, rounds: int, limit_s: float | None = None
+) -> dict[str, Any]:
     clock = time.process_time if threads == 1 else time.perf_counter
     calls = {name: _calls(run, inputs) for name, run in runs.items()}
     spent: dict[str, list[float]] = {name: [] for name in runs}
@@ -102,11 +121,14 @@ def _compare(runs: dict[str, Run], inputs: Array, threads: int, rounds: int) -> 
         order = list(runs)
         for name in order[number % len(order) :] + order[: number % len(order)]:
             spent[name].append(_block(runs[name], inputs, calls[name], clock))
-    return summarise(spent, one_thread=threads == 1)
+    return summarise(spent, one_thread=threads == 1, limit_s=limit_s)
 
 
-def summarise(spent: dict[str, list[float]], *, one_thread: bool) -> dict[str, Any]:
-    """Return ratios to the candidate and its milliseconds, or what the noise was that forbids a figure."""
+def summarise(spent: dict[str, list[float]], *, one_thread: bool, limit_s: float | None = None) -> dict[str, Any]:
+    """Return ratios to the candidate and its milliseconds, or what the noise was that forbids a figure.
+
+    `limit_s`: slower than this at its best, the eager baseline was disturbed.
+    """
     mine = spent["candidate"]
     if one_thread:
         ratios = {name: median(a / b for a, b in zip(times, mine, strict=True)) for name, times in spent.items()}
@@ -116,7 +138,9 @@ def summarise(spent: dict[str, list[float]], *, one_thread: bool) -> dict[str, A
         typical = min(mine)
     noise = abs(ratios.pop("again") - 1)
     if noise > MAX_NOISE:
-        return {"noise": noise, "verdict": "too noisy, no figure"}
+        return {"noise": noise, "verdict": NOISY}
+    if limit_s is not None and min(spent["eager"]) > limit_s:
+        return {"noise": noise, "verdict": DISTURBED}
     found: dict[str, Any] = {"noise": noise, "verdict": "ok", "ms": 1000 * typical, "speedup": ratios["eager"]}
     return found | ({"speedup_runtime": ratios["runtime"]} if "runtime" in ratios else {})
 

@@ -98,6 +98,9 @@ def test_noise_forbids_a_figure_and_a_slower_file_is_called_slower() -> None:
     assert loud == {"noise": pytest.approx(0.2), "verdict": "too noisy, no figure"}
     calm = summarise({"eager": [0.5], "candidate": [1.0], "again": [1.01]}, one_thread=False)
     assert calm["speedup"] == 0.5
+    waiting = summarise({"eager": [9.0], "candidate": [1.0], "again": [1.01]}, one_thread=False, limit_s=3.0)
+    assert waiting["verdict"].startswith("no figure: eager PyTorch is far slower than with one thread")
+    assert "speedup" not in waiting
     step = StepReport(0, "trained", 0.0, 100, 10, {"val/loss": 1.0})
     checked = {
         "samples": 1,
