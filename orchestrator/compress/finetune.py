@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from orchestrator.compress.base import MODULE, Change, Context, State
+
+if TYPE_CHECKING:
+    from orchestrator.compress.recover import Lessons
 
 
 @dataclass(frozen=True)
@@ -56,21 +60,28 @@ class Finetune:
 
     def apply(self, state: State, context: Context) -> Change:
         """Return the model after training."""
-        from orchestrator.compress.recover import Lessons, recover
-        from orchestrator.export.weights import plain_copy
+        from orchestrator.compress.recover import Lessons
 
-        asked, distill = self.config, self.config.distill
+        distill = self.config.distill
         lessons = Lessons(context.teacher, distill.temperature, distill.weight) if distill else None
-        model = plain_copy(state.model)
-        done = recover(
-            model,
-            context,
-            epochs=asked.epochs,
-            lr=asked.lr,
-            batch_size=asked.batch_size,
-            lessons=lessons,
-            masks=state.masks,
-            codes=state.codes,
-        )
-        after = State(MODULE, plain_copy(model), masks=state.masks, codes=state.codes)
-        return Change(after, {"steps": done.steps, "final_loss": done.loss})
+        return train(state, context, self.config, lessons)
+
+
+def train(state: State, context: Context, asked: Config, lessons: Lessons | None) -> Change:
+    """Return the state after training; what the steps before left exact stays exact."""
+    from orchestrator.compress.recover import recover
+    from orchestrator.export.weights import plain_copy
+
+    model = plain_copy(state.model)
+    done = recover(
+        model,
+        context,
+        epochs=asked.epochs,
+        lr=asked.lr,
+        batch_size=asked.batch_size,
+        lessons=lessons,
+        masks=state.masks,
+        codes=state.codes,
+    )
+    after = State(MODULE, plain_copy(model), masks=state.masks, codes=state.codes)
+    return Change(after, {"steps": done.steps, "final_loss": done.loss})

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.data.dataset import Dataset
 
 _UNCHANGED = 1.02
-_SHRINKING = ("prune", "lowrank", "quantise", "pack")  # masks and codebooks are for `pack` to make use of
+_SAME_SIZE = ("finetune", "distill", "share", "export")  # masks and codebooks are for `pack` to make use of
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _idle(report: StepReport, before_bytes: int, same: bool) -> str:
     """Return the warning of a step that changed nothing, or that was to make the model smaller and did not."""
     if same:
         return f"{report.name} CHANGED NOTHING: not one weight differs"
-    shrinking = report.use in _SHRINKING and not report.facts.get("sparsity")
+    shrinking = report.use not in _SAME_SIZE and not report.facts.get("sparsity")
     if shrinking and before_bytes < report.size_bytes * _UNCHANGED:
         return f"{report.name} MADE NOTHING SMALLER: {report.size_bytes:,} bytes before and after, size ratio 1.00"
     return ""
@@ -210,7 +210,7 @@ def _judge(trained: Trained, state: State, run: _Run, folder: Path, say: Callabl
 def _control(trained: Trained, run: _Run) -> dict[str, float]:
     """Give the model as it was the same finetuning and evaluate it: what the budget alone brings."""
     state = State(MODULE, plain_copy(trained.model))
-    for use in (use for use in trained.job.compress.steps if use.use == "finetune"):
+    for use in (use for use in trained.job.compress.steps if use.use in ("finetune", "distill")):
         step: Compressor = plugins.build("compressors", use.use, use.options)
         state = step.apply(state, run.context(0, "control")).state
     return score(artifact.as_function(state), trained.job, trained.data, trained.split, trained.dtype).named()

@@ -1,7 +1,8 @@
 """Do the compression steps fit model and data? What can be known without torch, before anything trains.
 
 A model may say `prunable(config) -> {kind: {name: width}}`: what structural pruning can make narrower, and how wide it
-is. A step may say `plan_problems(config, widths)`: what does not work out, as (key, message, hint).
+is. A step may say `plan_problems(config, model, widths)` and `job_problems(config, job)`: what does not work out, as
+(key, message, hint).
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ def compress_problems(job: JobSpec, data: DataShape, notes: list[str]) -> list[P
     widths = model_widths(job)
     for index, use in enumerate(job.compress.steps):
         config = plugins.light_config("compressors", use.use)
-        check = getattr(plugins.load("compressors", use.use), "plan_problems", None) if config else None
-        if config is None or check is None:
+        if config is None:
             continue
+        plugin: Any = plugins.load("compressors", use.use)
         asked = plugins.build_config(config, use.options)
         if widths is None and use.use == "prune":
             notes.append(f"model {job.model.use} does not say what can be pruned: found out after training")
-        for key, message, hint in check(asked, job.model.use, widths):
+        complaints = (
+            list(plugin.plan_problems(asked, job.model.use, widths)) if hasattr(plugin, "plan_problems") else []
+        )
+        complaints += plugin.job_problems(asked, job) if hasattr(plugin, "job_problems") else []
+        for key, message, hint in complaints:
             path = f"compress.steps.{index}.{key}" if key else f"compress.steps.{index}"
             found.append(Problem(path, message, hint, "step-mismatch"))
     return found
@@ -48,6 +53,19 @@ def model_widths(job: JobSpec) -> Widths | None:
         return {} if config is not None else None
     widths: Widths = plugin.prunable(plugins.build_config(config, job.model.options))
     return widths
+
+
+def model_sides(job: JobSpec) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return shapes of one input and one output of a job's model; None when it says nothing of itself."""
+    try:
+        config = plugins.light_config("models", job.model.use)
+        if config is None:
+            return None
+        plugin: Any = plugins.load("models", job.model.use)
+        shape = plugin.shape(plugins.build_config(config, job.model.options))
+    except JobFileError:
+        return None
+    return tuple(shape.inputs), tuple(shape.outputs)
 
 
 def _calibration(job: JobSpec, data: DataShape) -> list[Problem]:
