@@ -70,6 +70,11 @@ def _graph_facts(path: Path, content: bytes, optimised: Path, page: Page) -> dic
     facts, fused = read_graph(content, bits), read_graph(optimised.read_bytes(), bits)
     if facts.external:
         raise ExportError(f"{path.name} keeps weights in files beside it, which the page does not count")
+    if facts.dead:
+        raise ExportError(
+            f"{path.name} carries weights that no operator reads: {', '.join(facts.dead[:3])}",
+            hint="a converter has left the fp32 weights behind: they must be taken out",
+        )
     foreign = sorted(facts.domains - set(PLAIN_DOMAINS))
     if foreign:
         raise ExportError(f"{path.name} uses operators of {', '.join(foreign)}, which no runtime brings along")
@@ -123,8 +128,8 @@ def _quality(folder: Path, run: Run, page: Page) -> dict[str, Any]:
     if str(REFERENCE) in page.beside:
         outputs = _answers(open_onnx(before, sha256=page.beside[str(REFERENCE)].sha256), arrays["inputs"])
         found["baseline"] = quality(outputs, arrays["targets"], page.target_kind)
-        name = "accuracy" if "accuracy" in found["metrics"] else "loss"
-        found[f"{name}_delta"] = found["metrics"][name] - found["baseline"][name]
+        for name, value in found["metrics"].items():
+            found[f"{name}_delta"] = value - found["baseline"][name]
     return found
 
 

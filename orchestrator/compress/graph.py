@@ -1,8 +1,8 @@
 """What an ONNX file holds, read off its bytes: operators and weights by type. Standard library only.
 
 The checking process must not need the tools that wrote the file, so the few fields of the protobuf format that matter
-(onnx.proto: ModelProto.graph 7; GraphProto.node 1, initializer 5; NodeProto.op_type 4, attribute 5, domain 7;
-TensorProto.dims 1, data_type 2, external location 13) are read here.
+(onnx.proto: ModelProto.graph 7; GraphProto.node 1, initializer 5, output 12; NodeProto.input 1, op_type 4, attribute 5,
+domain 7; TensorProto.dims 1, data_type 2, name 8, raw_data 9, external location 13) are read here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from math import prod
 
 _FLOATS = {1: 4, 10: 2, 11: 8, 16: 2}
 _INTEGERS = {2: 1.0, 3: 1.0, 4: 2.0, 5: 2.0, 21: 0.5, 22: 0.5}  # uint8 int8 uint16 int16 uint4 int4; not int32/64
+_MIN_DEAD = 64
 PLAIN_DOMAINS = ("", "ai.onnx", "com.microsoft")
 INTEGER_OPERATORS = frozenset(
     (
@@ -50,6 +51,8 @@ class GraphFacts:
     float_values: int = 0
     integer_values: int = 0
     external: bool = False
+    dead: list[str] = field(default_factory=list)
+    """Weights of 64 numbers and more that no operator reads."""
 
     @property
     def coverage(self) -> float:
@@ -117,23 +120,47 @@ def _places(content: bytes, begin: int, end: int) -> Iterator[tuple[int, int, in
 
 
 def _read_graph(content: bytes, found: GraphFacts, packed_bits: int) -> None:
+    used: set[str] = set()
+    weights: dict[str, int] = {}
     for number, value in _fields(content):
         if number == 1 and isinstance(value, bytes):
-            node = dict(_fields(value))
-            found.operators[_text(node.get(4, b""))] += 1
-            found.domains.add(_text(node.get(7, b"")))
+            _read_node(value, found, used)
         elif number == 5 and isinstance(value, bytes):
-            _read_tensor(value, found, packed_bits)
+            name, count = _read_tensor(value, found, packed_bits)
+            weights[name] = count
+        elif number == 12 and isinstance(value, bytes):  # a weight may be an output as it is
+            used.add(_text(dict(_fields(value)).get(1, b"")))
+    found.dead += sorted(name for name, count in weights.items() if name not in used and count >= _MIN_DEAD)
 
 
-def _read_tensor(content: bytes, found: GraphFacts, packed_bits: int) -> None:
+def _read_node(content: bytes, found: GraphFacts, used: set[str]) -> None:
+    """Note a node's operator, and every name it or a graph within it reads (NodeProto.input 1, attribute 5)."""
+    fields = list(_fields(content))
+    node = dict(fields)
+    found.operators[_text(node.get(4, b""))] += 1
+    found.domains.add(_text(node.get(7, b"")))
+    used.update(_text(value) for number, value in fields if number == 1)
+    for number, attribute in fields:
+        if number != 5 or not isinstance(attribute, bytes):
+            continue
+        for part, graph in _fields(attribute):
+            if part == 6 and isinstance(graph, bytes):  # AttributeProto.g
+                for inner, value in _fields(graph):
+                    if inner == 1 and isinstance(value, bytes):
+                        _read_node(value, found, used)
+
+
+def _read_tensor(content: bytes, found: GraphFacts, packed_bits: int) -> tuple[str, int]:
+    """Count a weight's numbers by type; return its name and how many there are."""
     dims: list[int] = []
-    kind = 0
+    kind, name = 0, ""
     for number, value in _fields(content):
         if number == 1:
             dims += [value] if isinstance(value, int) else _packed(value)
         elif number == 2 and isinstance(value, int):
             kind = value
+        elif number == 8:
+            name = _text(value)
         elif number == 13:
             found.external = True
     count = prod(dims)
@@ -141,6 +168,7 @@ def _read_tensor(content: bytes, found: GraphFacts, packed_bits: int) -> None:
         found.float_values += count
     elif kind in _INTEGERS:
         found.integer_values += count * (8 // packed_bits if kind == 2 else 1)
+    return name, count
 
 
 def _text(value: int | bytes) -> str:

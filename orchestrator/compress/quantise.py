@@ -34,6 +34,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.group not in (16, 32, 64, 128, 256):
             raise ValueError(f"group must be 16, 32, 64, 128 or 256, not {self.group}")
+        if self.scheme in ("int8-static", "int8-dynamic") and self.group != 32:
+            raise ValueError(f"group means nothing for {self.scheme}: leave it out")
+        if self.scheme != "int8-static" and self.algorithm != "minmax":
+            raise ValueError(f"algorithm means nothing for {self.scheme}: leave it out")
 
 
 def flow(config: Config) -> tuple[str, str]:
@@ -98,9 +102,15 @@ class Quantise:
             calibrate_method=getattr(tools.CalibrationMethod, methods[self.config.algorithm]),
         )
 
-    def _dynamic(self, source: Path, target: Path) -> None:
+    def _dynamic(self, source: Path, target: Path, operators: list[str] | None = None) -> None:
         tools = _tools("onnxruntime.quantization")
-        tools.quantize_dynamic(str(source), str(target), per_channel=True, weight_type=tools.QuantType.QInt8)
+        tools.quantize_dynamic(
+            str(source),
+            str(target),
+            op_types_to_quantize=operators,
+            per_channel=True,
+            weight_type=tools.QuantType.QInt8,
+        )
 
     def _weights(self, source: Path, target: Path, bits: int) -> None:
         import onnx
@@ -115,6 +125,8 @@ class Quantise:
         )
         quantizer.process()
         quantizer.model.save_model_to_file(str(target), use_external_data_format=False)
+        if bits == 8:  # that quantiser does embeddings in 4 bits only
+            self._dynamic(target, target, ["Gather"])
 
 
 def _prepare(source: Path, target: Path) -> None:

@@ -142,6 +142,17 @@ def test_weights_outside_of_the_file_fail(trained: Trained, tmp_path: Path) -> N
         check_artifact(place)
 
 
+def test_dead_fp32_weights_fail(copied: Path) -> None:
+    """As a converter leaves them: the integers are used, and the floats they were made of are still in the file."""
+    proto = onnx.load(str(copied / "model.onnx"))
+    dead = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(dead, "conv.weight_before"))
+    (copied / "model.onnx").write_bytes(proto.SerializeToString())
+    rewrite(copied)
+    with pytest.raises(ExportError, match=r"weights that no operator reads: conv\.weight_before"):
+        check_artifact(copied)
+
+
 def test_limits_of_the_job_are_kept(trained: Trained, tmp_path: Path) -> None:
     job = make_job(RESNET, STEPS, limits={"size_ratio": 1000})
     outcome = compress(replace(trained, job=job), tmp_path / "compress")
