@@ -38,6 +38,20 @@ class Split:
     output: Layout = "replicate"
 
 
+@dataclass(frozen=True)
+class Slice:
+    """One dim of a parameter along which the parts of a `coupled` group lie, for pruning.
+
+    A part takes `chunk` numbers in a row (a head: its width). `index`: only at this place of the parameter's first dim
+    (one expert of a stack).
+    """
+
+    parameter: str
+    dim: int
+    chunk: int = 1
+    index: int | None = None
+
+
 def column_row_pairs(layers: Iterable[str]) -> dict[str, Split]:
     """Return the plan of layers in a row: column, row, column, row; one left over at the end stays whole.
 

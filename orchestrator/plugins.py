@@ -26,7 +26,7 @@ from orchestrator.wording import listed, nearest
 
 GROUPS = (
     "models", "data", "optimizers", "schedules", "losses", "metrics", "callbacks", "exporters", "searchers",
-    "schedulers",
+    "schedulers", "compressors",
 )  # fmt: skip
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*)?")
 

@@ -26,6 +26,7 @@ __all__ = [
     "layer_costs",
     "layer_names",
     "norm_groups",
+    "prunable",
     "receptive_field",
     "shape",
     "shard_units",
@@ -165,6 +166,12 @@ def tensor_limits(config: Config) -> dict[str, int]:
     if config.hidden and len(config.channels) % 2 == 0:
         limits["hidden"] = config.hidden
     return limits
+
+
+def prunable(config: Config) -> dict[str, dict[str, int]]:
+    """Return what can be made narrower: output channels of every block, the hidden layer's width."""
+    channels = {f"block{number}": width for number, width in enumerate(config.channels, start=1)}
+    return {"channels": channels | ({"hidden": config.hidden} if config.hidden else {})}
 
 
 def build(config: Config) -> nn.Module:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
-from ..declare import Split, column_row_pairs
+from ..declare import Slice, Split, column_row_pairs
 from ..init import init_parameter
 from ..shape import ModelShape, linear_flops, linear_params, require_dropout, require_positive
 
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Config",
     "build",
+    "coupled",
     "init_parameter",
     "layer_costs",
     "layer_names",
+    "prunable",
     "shape",
     "shard_units",
     "tensor_limits",
@@ -73,6 +75,21 @@ def tensor_plan(config: Config, sequence_parallel: bool) -> dict[str, Split]:
 def tensor_limits(config: Config) -> dict[str, int]:
     """Return the numbers that the tensor degree must divide: every other width."""
     return {f"hidden.{at}": config.hidden[at] for at in range(0, len(config.hidden), 2)}
+
+
+def prunable(config: Config) -> dict[str, dict[str, int]]:
+    """Return what can be made narrower: the hidden layers."""
+    return {"mlp": {f"layers.hidden{at}": width for at, width in enumerate(config.hidden, start=1)}}
+
+
+def coupled(config: Config) -> dict[str, dict[str, tuple[Slice, ...]]]:
+    """Return which slices of which tensors go together when one is taken out."""
+    names = [f"layers.{name}.linear" for name in layer_names(config)[:-1]] + ["layers.head"]
+    found = {}
+    for before, after in pairwise(names):
+        slices = (Slice(f"{before}.weight", 0), Slice(f"{before}.bias", 0), Slice(f"{after}.weight", 1))
+        found[before.removesuffix(".linear")] = slices
+    return {"mlp": found}
 
 
 def build(config: Config) -> nn.Module:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from .. import transformer
-from ..declare import Split
+from ..declare import Slice, Split
 from ..shape import ModelShape, require_positive
 from ..sizes import attention_flops, attention_params, gated_params
 
@@ -142,6 +142,32 @@ def tensor_limits(config: Config) -> dict[str, int]:
     if config.shared_experts:
         limits["shared experts' width"] = config.shared_experts * config.expert_width
     return limits
+
+
+def prunable(config: Config) -> dict[str, dict[str, int]]:
+    """Return what can be made smaller: as the transformer, each expert's width by itself, shared experts' together."""
+    found = transformer.prunable(config)
+    sparse = expert_layers(config)
+    widths = {path: width for path, width in found["mlp"].items() if path not in sparse}
+    for path in sparse:
+        widths |= {f"{path}.experts.{at}": config.expert_width for at in range(config.experts)}
+        if config.shared_experts:
+            widths[f"{path}.shared"] = config.shared_experts * config.expert_width
+    return found | {"mlp": widths}
+
+
+def coupled(config: Config) -> dict[str, dict[str, tuple[Slice, ...]]]:
+    """Return which slices of which tensors go together when one is taken out."""
+    found = transformer.coupled(config)
+    sparse = expert_layers(config)
+    slices = {path: parts for path, parts in found["mlp"].items() if path not in sparse}
+    for path in sparse:
+        for at in range(config.experts):
+            stacks = [Slice(f"{path}.experts.{name}", dim, index=at) for name, dim in (("w1", 1), ("w3", 1), ("w2", 2))]
+            slices[f"{path}.experts.{at}"] = tuple(stacks)
+        if config.shared_experts:
+            slices[f"{path}.shared"] = transformer.gated_slices(f"{path}.shared")
+    return found | {"mlp": slices}
 
 
 def build(config: Config) -> nn.Module:

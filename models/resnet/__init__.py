@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING, Literal
 
-from ..declare import Split
+from ..declare import Slice, Split
 from ..init import init_parameter
 from ..shape import ModelShape, linear_flops, linear_params, require_positive
 
@@ -18,11 +18,13 @@ __all__ = [
     "Config",
     "block_sizes",
     "build",
+    "coupled",
     "image_input",
     "init_parameter",
     "layer_costs",
     "layer_names",
     "norm_groups",
+    "prunable",
     "shape",
     "shard_units",
     "tensor_limits",
@@ -146,6 +148,20 @@ def tensor_limits(config: Config) -> dict[str, int]:
     if config.norm == "group":
         return {f"groups of channels.{at}": norm_groups(width) for at, width in enumerate(config.channels)}
     return {f"channels.{at}": width for at, width in enumerate(config.channels)}
+
+
+def prunable(config: Config) -> dict[str, dict[str, int]]:
+    """Return what can be made narrower: the channels inside each block, and those its stage has in common."""
+    widths = {"stem": config.channels[0]}
+    widths |= {f"block{at}": size.outputs for at, size in enumerate(block_sizes(config), start=1)}
+    blocks = coupled(config)["depth"]
+    return {"channels": widths} | ({"depth": {"blocks": len(blocks)}} if blocks else {})
+
+
+def coupled(config: Config) -> dict[str, dict[str, tuple[Slice, ...]]]:
+    """Return the blocks that can be left out: those whose input and output have one size."""
+    sizes = enumerate(block_sizes(config), start=1)
+    return {"depth": {f"layers.block{at}": () for at, size in sizes if not size.has_shortcut}}
 
 
 def build(config: Config) -> nn.Module:

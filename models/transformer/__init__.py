@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..declare import Layout, Split
+from ..declare import Layout, Slice, Split
 from ..shape import ModelShape, require_dropout, require_positive
 from ..sizes import attention_flops, attention_params, gated_params, require_heads
 
@@ -161,6 +161,39 @@ def tensor_limits(config: Config) -> dict[str, int]:
     """Return the numbers that the tensor degree must divide."""
     hidden = config.hidden_width
     return {"heads": config.heads, "kv_heads": config.kv_heads, "hidden": hidden, "vocab": config.vocab}
+
+
+def prunable(config: Config) -> dict[str, dict[str, int]]:
+    """Return what can be made smaller: feed-forward widths, groups of heads with their keys and values, blocks."""
+    names = block_names(config)[: config.layers]
+    found = {
+        "mlp": {f"layers.{name}.feed_forward": config.hidden_width for name in names},
+        "heads": {f"layers.{name}.attention": config.kv_heads for name in names},
+    }
+    return found | ({"depth": {"blocks": config.layers}} if config.repeat == 1 else {})
+
+
+def coupled(config: Config) -> dict[str, dict[str, tuple[Slice, ...]]]:
+    """Return which slices of which tensors go together when one is taken out."""
+    names = block_names(config)[: config.layers]
+    found: dict[str, dict[str, tuple[Slice, ...]]] = {
+        "mlp": {f"layers.{name}.feed_forward": gated_slices(f"layers.{name}.feed_forward") for name in names},
+        "heads": {f"layers.{name}.attention": attention_slices(config, f"layers.{name}.attention") for name in names},
+    }
+    return found | ({"depth": {f"layers.{name}": () for name in names}} if config.repeat == 1 else {})
+
+
+def gated_slices(path: str) -> tuple[Slice, ...]:
+    """Return where the width of a gated feed-forward lies."""
+    return (Slice(f"{path}.gate.weight", 0), Slice(f"{path}.up.weight", 0), Slice(f"{path}.down.weight", 1))
+
+
+def attention_slices(config: Config, path: str) -> tuple[Slice, ...]:
+    """Return where a head of keys and values lies, and all heads of queries that use it."""
+    width = config.dim // config.heads
+    queries = width * config.heads // config.kv_heads
+    keys = [Slice(f"{path}.{name}.weight", 0, width) for name in ("key", "value")]
+    return (Slice(f"{path}.query.weight", 0, queries), *keys, Slice(f"{path}.output.weight", 1, queries))
 
 
 def build(config: Config) -> nn.Module:

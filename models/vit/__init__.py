@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..declare import Split
+from ..declare import Slice, Split
 from ..shape import ModelShape, linear_flops, linear_params, require_dropout, require_positive
 from ..sizes import attention_flops, attention_params, require_heads
 
@@ -95,6 +95,35 @@ def tensor_plan(config: Config, sequence_parallel: bool) -> dict[str, Split]:
 def tensor_limits(config: Config) -> dict[str, int]:
     """Return the numbers that the tensor degree must divide."""
     return {"heads": config.heads, "hidden": config.hidden_width}
+
+
+def prunable(config: Config) -> dict[str, dict[str, int]]:
+    """Return what can be made smaller: feed-forward widths, heads, blocks."""
+    names = [f"layers.block{number}" for number in range(1, config.layers + 1)]
+    return {
+        "mlp": {f"{name}.feed_forward": config.hidden_width for name in names},
+        "heads": {f"{name}.attention": config.heads for name in names},
+        "depth": {"blocks": config.layers},
+    }
+
+
+def coupled(config: Config) -> dict[str, dict[str, tuple[Slice, ...]]]:
+    """Return which slices of which tensors go together when one is taken out."""
+    found: dict[str, dict[str, tuple[Slice, ...]]] = {"mlp": {}, "heads": {}, "depth": {}}
+    width = config.dim // config.heads
+    for number in range(1, config.layers + 1):
+        block = f"layers.block{number}"
+        up, down = f"{block}.feed_forward.up", f"{block}.feed_forward.down"
+        found["mlp"][f"{block}.feed_forward"] = (
+            Slice(f"{up}.weight", 0),
+            Slice(f"{up}.bias", 0),
+            Slice(f"{down}.weight", 1),
+        )
+        names = [f"{block}.attention.{name}" for name in ("query", "key", "value")]
+        heads = [Slice(f"{name}.{part}", 0, width) for name in names for part in ("weight", "bias")]
+        found["heads"][f"{block}.attention"] = (*heads, Slice(f"{block}.attention.output.weight", 1, width))
+        found["depth"][block] = ()
+    return found
 
 
 def build(config: Config) -> nn.Module:

@@ -24,6 +24,7 @@ VERBS = {
     "runs": "List, compare and synchronise runs.",
     "eval": "Evaluate a finished run on its test split.",
     "export": "Write files of a run's trained model.",
+    "compress": "Make a trained model smaller and faster, and verify the file.",
     "ui": "Open the MLflow page of the last run.",
     "clean": "Delete old runs and what they left.",
     "ls": "List models, data and other parts with their keys.",

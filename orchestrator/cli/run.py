@@ -99,6 +99,9 @@ def _closing_lines(result: RunResult, job: str) -> list[str]:
     rows += [(name, f"{value:.4f}") for name, value in sorted(result.metrics.items()) if name.startswith("test/")]
     if result.model_version:
         rows.append(("model", f"{result.model_version.get('name')} version {result.model_version.get('version')}"))
+    if result.compressed_version:
+        made = result.compressed_version
+        rows.append(("compressed", f"{made.get('name')} version {made.get('version')}"))
     rows.append(("where", str(result.path)))
     if result.mlflow.get("url"):
         rows.append(("mlflow", result.mlflow["url"]))
@@ -107,4 +110,5 @@ def _closing_lines(result: RunResult, job: str) -> list[str]:
         rows.append(("next", f"orchestrator ui  ·  orchestrator eval {result.run_id}"))
     else:
         rows.append(("go on", f"orchestrator run {job} --resume {result.run_id}"))
-    return [f"{click.style(f'{title:<13}', bold=True)} {text}" for title, text in rows]
+    lines = [f"{click.style(f'{title:<13}', bold=True)} {text}" for title, text in rows]
+    return [*result.compression, *([""] if result.compression else []), *lines]

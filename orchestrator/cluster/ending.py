@@ -24,7 +24,7 @@ from orchestrator.tracking.request import TrackingState
 
 @dataclass(frozen=True)
 class End:
-    """What became of a run. `state` is finished, stopped, or failed (trained, but not exported)."""
+    """What became of a run. `state` is finished, stopped, or failed (trained, but not exported or not compressed)."""
 
     state: str
     verdict: str
@@ -33,6 +33,7 @@ class End:
     epoch: float
     metrics: dict[str, float]
     notes: tuple[str, ...] = ()
+    compression: tuple[str, ...] = ()
 
 
 def finish_stage(
@@ -41,10 +42,23 @@ def finish_stage(
     """Export, verify and evaluate in a process of its own, `meanwhile` doing something else; return what it wrote."""
     update_record(run, state="finishing")
     on_event(Event("finishing", "exporting, verifying, evaluating"))
-    run.finish.unlink(missing_ok=True)
-    with open(run.logs / "finish.log", "ab") as log:
+    return _stage(run, "orchestrator.export.finish", run.finish, meanwhile)
+
+
+def compress_stage(run: RunDir, spec: JobSpec, on_event: Callable[[Event], None]) -> dict[str, Any]:
+    """Compress the trained model in a process of its own, when the job has steps for that; return what it wrote."""
+    if not spec.compress.steps:
+        return {}
+    on_event(Event("finishing", "compressing: " + ", ".join(step.use for step in spec.compress.steps)))
+    return _stage(run, "orchestrator.compress.stage", run.compress)
+
+
+def _stage(run: RunDir, module: str, outcome: Path, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    outcome.unlink(missing_ok=True)
+    log_name = f"{outcome.stem}.log"
+    with open(run.logs / log_name, "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.export.finish", str(run.path)],
+            [sys.executable, "-m", module, str(run.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -58,14 +72,24 @@ def finish_stage(
         process.kill()
         process.wait()
         raise
-    return read_json(run.finish) or {"error": f"the finish stage ended with code {code}, see logs/finish.log"}
+    return read_json(outcome) or {"error": f"the {outcome.stem} stage ended with code {code}, see logs/{log_name}"}
 
 
-def judge(spec: JobSpec, plan: Plan, fitted: Mapping[str, Any], finish: Mapping[str, Any], *, stopped: bool) -> End:
-    """Say how a run ended from what the engine (`result.json`) and the finish stage (`finish.json`) wrote."""
-    failed = not stopped and finish.get("status") != "ok"
+def judge(
+    spec: JobSpec,
+    plan: Plan,
+    fitted: Mapping[str, Any],
+    finish: Mapping[str, Any],
+    compressed: Mapping[str, Any],
+    *,
+    stopped: bool,
+) -> End:
+    """Say how a run ended from what the engine, the finish stage and the compressing stage wrote ({}: not run)."""
+    unfit = bool(compressed) and compressed.get("status") != "ok"
+    failed = not stopped and (finish.get("status") != "ok" or unfit)
     state = "stopped" if stopped else "failed" if failed else "finished"
-    metrics = {**fitted.get("metrics", {}), **finish.get("metrics", {})}
+    whole = {name: value for name, value in compressed.get("metrics", {}).items() if name.count("/") == 1}
+    metrics = {**fitted.get("metrics", {}), **finish.get("metrics", {}), **whole}
     best_step = fitted.get("best_step")
     verdict = build_verdict(
         state,
@@ -82,7 +106,8 @@ def judge(spec: JobSpec, plan: Plan, fitted: Mapping[str, Any], finish: Mapping[
         total_steps=int(fitted.get("total_steps", plan.batch.total_steps)),
         epoch=float(fitted.get("epoch", 0.0)),
         metrics=metrics,
-        notes=(f"export failed: {finish.get('error') or _failed_exports(finish)}",) if failed else (),
+        notes=(() if stopped else _notes(finish, compressed)),
+        compression=tuple(compressed.get("table", ())),
     )
 
 
@@ -111,6 +136,8 @@ def close_record(run: RunDir, end: End, tracked: TrackingState, *, unsent: int, 
         attempts=record.attempt,
         seconds=seconds,
         unsent=unsent,
+        compressed_version=tracked.compressed_version,
+        compression=end.compression,
         notes=(*end.notes, waiting) if unsent else end.notes,
     )
 
@@ -122,6 +149,16 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _notes(finish: Mapping[str, Any], compressed: Mapping[str, Any]) -> tuple[str, ...]:
+    notes: list[str] = []
+    if finish.get("status") != "ok":
+        notes.append(f"export failed: {finish.get('error') or _failed_exports(finish)}")
+    if compressed and compressed.get("status") != "ok":
+        hint = f"; {compressed['hint']}" if compressed.get("hint") else ""
+        notes.append(f"compression failed: {compressed.get('error', 'unknown reason')}{hint}")
+    return tuple(notes)
 
 
 def _failed_exports(finish: Mapping[str, Any]) -> str:

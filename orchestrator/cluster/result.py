@@ -12,7 +12,7 @@ from orchestrator.runs.paths import RunDir
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `state` is finished, stopped, or failed (then training is done but its export is not)."""
+    """How a run ended. `state` is finished, stopped, or failed (trained, but not exported or not compressed)."""
 
     run: RunDir
     state: str
@@ -27,6 +27,9 @@ class RunResult:
     seconds: float = 0.0
     unsent: int = 0
     notes: tuple[str, ...] = ()
+    compressed_version: Mapping[str, str] | None = None
+    compression: tuple[str, ...] = ()
+    """The report of the compression, as lines for people; () without one."""
 
     @property
     def run_id(self) -> str:

@@ -173,12 +173,13 @@ class _Driver:
             self.tracked.keep_map(folder)
 
     def close_well(self) -> RunResult:
-        """Finish: export and evaluate unless stopped, then tell the record and the tracking store."""
+        """Finish: export, evaluate and compress unless stopped, then tell the record and the tracking store."""
         self.tail.poll()
         fitted = ending.read_json(self.run.result)
         stopped = not fitted or fitted["status"] == "stopped"
         finish = {} if stopped else ending.finish_stage(self.run, self.on_event, self._leave_cluster)
-        end = ending.judge(self.spec, self.plan, fitted, finish, stopped=stopped)
+        compressed = ending.compress_stage(self.run, self.spec, self.on_event) if finish.get("status") == "ok" else {}
+        end = ending.judge(self.spec, self.plan, fitted, finish, compressed, stopped=stopped)
         unsent, state = self._tell_tracking(end.state, end.verdict, end.metrics)
         return ending.close_record(self.run, end, state, unsent=unsent, seconds=time.monotonic() - self.began)
 

@@ -111,10 +111,19 @@ class OnnxExporter:
                     opset_version=self.config.opset,
                     input_names=["inputs"],
                     output_names=["outputs"],
+                    custom_translation_table={torch.ops.aten.sort.stable: _sort_stable},
                 )
         except Exception as error:  # the translator raises its own and its passes' kinds, none public
             raise ExportError(f"cannot be written as ONNX: {first_lines(error)}") from error
         return translated.model_proto if translated is not None else None
+
+
+def _sort_stable(self: Any, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
+    """Translate a stable sort, which torch's table lacks: TopK of all, where the lower of equal places comes first."""
+    from onnxscript import opset18 as op
+
+    everything = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]))
+    return op.TopK(self, everything, axis=dim, largest=int(descending), sorted=1)
 
 
 def _need(package: str) -> Any:

@@ -13,6 +13,7 @@ from orchestrator import plugins
 from orchestrator.errors import PlanError, Problem
 from orchestrator.plan.available import Available
 from orchestrator.plan.axes import axis_problems, context_attention, plan_stages, unused_keys
+from orchestrator.plan.compress import compress_problems
 from orchestrator.plan.float8 import float8_problems
 from orchestrator.plan.layout import Layout
 from orchestrator.plan.match import match_problems
@@ -45,6 +46,7 @@ def build_plan(job: JobSpec, available: Available, data_shape: DataShape | None 
     problems += speed_problems(job, layout)
     problems += float8_problems(job, layout, resources, available)
     stages = plan_stages(job, layout, problems)
+    problems += compress_problems(job, data, notes)
     notes += unused_keys(job, layout)
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"

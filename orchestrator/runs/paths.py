@@ -118,6 +118,16 @@ class RunDir:
         return self.path / "sweep"
 
     @property
+    def compress(self) -> Path:
+        """What compressing the trained model came to (JSON)."""
+        return self.path / "compress.json"
+
+    @property
+    def compressed(self) -> Path:
+        """The compressed model: `artifact/` with its manifest, what it was made from, and samples to check it with."""
+        return self.path / "compress"
+
+    @property
     def artifacts(self) -> Path:
         """Figures and files on their way to the tracking store."""
         return self.path / "artifacts"

@@ -198,6 +198,50 @@ class TrackSection(Section):
     """Free text shown in the run's description."""
 
 
+class CalibrationSection(Section):
+    """The samples that a step may look at to choose ranges or importance. Never those that decide the result."""
+
+    split: str = "train"
+    """Split they come from; the test split is refused."""
+    samples: PositiveInt = 512
+    """How many, from the beginning of the split; a smaller split is taken whole."""
+
+
+class MeasureSection(Section):
+    """What is timed. Ratios are taken within one process, contenders taking turns."""
+
+    batch: tuple[PositiveInt, ...] = Field(default=(1, 32), min_length=1)
+    """Batch sizes."""
+    threads: tuple[PositiveInt, ...] = Field(default=(1, 2), min_length=1)
+    """Numbers of threads; one that the machine does not have is left out."""
+    rounds: PositiveInt = 24
+    """Rounds; a ratio is the median over them."""
+
+
+class LimitsSection(Section):
+    """What the compressed model must keep; one that does not is reported and not registered."""
+
+    accuracy_drop: NonNegativeFloat | None = None
+    """Largest loss of accuracy on the final split, as a fraction (0.005 is half a point)."""
+    size_ratio: PositiveFloat | None = None
+    """Smallest ratio of the fp32 weights file to all files needed to run."""
+
+
+class CompressSection(Section):
+    """What is done to the trained model to make it smaller and faster; empty: nothing (docs/compression.md)."""
+
+    steps: tuple[Use, ...] = ()
+    """In order: prune, finetune, export, quantise, ...; each takes what the one before gives."""
+    calibration: CalibrationSection = CalibrationSection()
+    """Samples that steps may look at."""
+    measure: MeasureSection = MeasureSection()
+    """What is timed."""
+    limits: LimitsSection = LimitsSection()
+    """What must hold."""
+    control: bool = False
+    """Also give the model as it was the same finetuning, without compression, and report it beside."""
+
+
 class JobSpec(Section):
     """One training run. Only `model` and `data` are required."""
 
@@ -221,6 +265,8 @@ class JobSpec(Section):
     """When state is saved."""
     track: TrackSection = TrackSection()
     """What MLflow is told."""
+    compress: CompressSection = CompressSection()
+    """How the trained model is made smaller."""
     export: tuple[Use, ...] = (Use(use="program"),)
     """Files made of the trained model, each reloaded and compared: safetensors, program, onnx."""
     sweep: SweepSection | None = None

@@ -18,6 +18,7 @@ from orchestrator.complaints import Words, from_pydantic
 from orchestrator.errors import JobFileError, Problem
 from orchestrator.spec.job import JobSpec, TrainSection
 from orchestrator.spec.places import default_use, own_keys, shared_keys
+from orchestrator.spec.steps import calibration_problems, order_problems
 from orchestrator.wording import join, nearest
 
 
@@ -44,6 +45,7 @@ _PARTS = {
     "train.loss": "losses",
     "train.metrics": "metrics",
     "train.callbacks": "callbacks",
+    "compress.steps": "compressors",
     "export": "exporters",
     "sweep.search": "searchers",
     "sweep.scheduler": "schedulers",
@@ -89,6 +91,8 @@ def find_problems(data: Mapping[str, Any]) -> tuple[JobSpec | None, list[Problem
         problems += found
         notes += [note] if note else []
     problems += _contradictions(data)
+    problems += order_problems([part for part in find_parts(data) if part.group == "compressors"])
+    problems += calibration_problems(data)
     return spec, _without_noise(problems), notes
 
 

@@ -98,7 +98,7 @@ def _takes(key: str, value: Mapping[str, Any], schema: Mapping[str, Any]) -> str
     if key == "space":
         return "a mapping of paths to lists or ranges, see below"
     if "properties" in inner and inner.get("title") != "Use":
-        return f"[keys of {key}](#{key})" if inner.get("title") != "MonitorSection" else "a mapping, see below"
+        return f"[keys of {key}](#{key})" if key in schema["properties"] else "a mapping, see below"
     if key == "groups":
         return "a list, each item {match: PATTERN, ...keys of the optimiser}"
     return expected(value, schema)

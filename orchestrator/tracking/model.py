@@ -11,7 +11,8 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from orchestrator.export.manifest import Manifest, check_folder
 from orchestrator.log import get_logger, redact
 from orchestrator.runs.paths import RunDir
 from orchestrator.tracking import program_loader
+from orchestrator.tracking.onnx_model import open_artifact, pack_onnx
 from orchestrator.tracking.request import TrackingRequest, read_state, url_of
 from orchestrator.tracking.store import is_rejection
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 PROGRAM = "model.pt2"
 EXPORT_TAG = "orchestrator.export"
 RUN_TAG = "orchestrator.run"
+PARENT_TAG = "orchestrator.parent_version"
 LOADER = "orchestrator_program_loader"
 EXAMPLE_ROWS = 2
 _log = get_logger("tracking")
@@ -49,20 +52,24 @@ def register_model(
 
     `record["path"]` is the export folder (of the run, or of the format `program`). Optional: `register_as`, `alias`
     (else the request's), `description` (markdown, verdict first), `tags`. Doing it again after a crash makes no second
-    version. Raises ExportError when the export is not whole.
+    version. `flavour` onnx: a compressed model, registered beside its parent, whose version a tag names. Raises
+    ExportError when the export is not whole.
     """
-    folder = _program_folder(Path(record["path"]))
-    manifest = check_folder(folder)
-    digest = manifest.files[PROGRAM].sha256[:16]
+    digest, packer = _packer(record)
     tags = {str(key): redact(str(value)) for key, value in dict(record.get("tags") or {}).items()}
     tags |= {EXPORT_TAG: digest, RUN_TAG: run.run_id}
     name = record.get("register_as") or request.register_as
-    model_id = _log_model(client, experiment_id, run_id, name or "model", folder, manifest, tags)
+    parent = read_state(run).model_version
+    if record.get("flavour") == "onnx" and parent is not None:
+        tags[PARENT_TAG] = parent["version"]
+    model_id = _log_model(client, experiment_id, run_id, name or "model", packer, tags)
     if not name:
         return None
     number = _register(client, str(name), run_id, model_id, tags)
     link = url_of(read_state(run))
     description = redact(str(record.get("description") or "")).strip()
+    if PARENT_TAG in tags:
+        description += f"\n\nCompressed from version {tags[PARENT_TAG]}."
     text = f"{description}\n\nRun: [{run.run_id}]({link})".strip() if link else description
     client.update_model_version(str(name), number, description=text)
     _set_alias(client, str(name), str(record.get("alias") or request.alias or ""), number)
@@ -92,13 +99,23 @@ def _program_folder(path: Path) -> Path:
     raise ExportError(f"no {PROGRAM} in {path}", hint="the job must list the exporter `program` for MLflow to serve it")
 
 
+def _packer(record: Mapping[str, Any]) -> tuple[str, Callable[..., Path]]:
+    """Return the digest of what a record names, and what makes an MLflow folder of it (scratch folder, ids)."""
+    path = Path(record["path"])
+    if record.get("flavour") == "onnx":
+        (entry, *_) = open_artifact(path).needed.values()
+        return entry.sha256[:16], partial(pack_onnx, path)
+    folder = _program_folder(path)
+    manifest = check_folder(folder)
+    return manifest.files[PROGRAM].sha256[:16], partial(pack, folder, manifest)
+
+
 def _log_model(
     client: MlflowClient,
     experiment_id: str,
     run_id: str,
     name: str,
-    folder: Path,
-    manifest: Manifest,
+    packer: Callable[..., Path],
     tags: dict[str, str],
 ) -> str:
     """Return the id of the run's logged model with this digest; one that was begun and not finished is completed."""
@@ -110,9 +127,7 @@ def _log_model(
     model = mine[0] if mine else client.create_logged_model(experiment_id, name, source_run_id=run_id, tags=tags)
     if model.status != LoggedModelStatus.READY:
         with tempfile.TemporaryDirectory(prefix="orchestrator-model-") as scratch:
-            packed = pack(
-                folder, manifest, Path(scratch), run_id=run_id, model_id=model.model_id, place=model.artifact_location
-            )
+            packed = packer(Path(scratch), run_id=run_id, model_id=model.model_id, place=model.artifact_location)
             client.log_model_artifacts(model.model_id, str(packed))
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)

@@ -55,6 +55,7 @@ class TrackingState:
     hint: str = ""
     launch: str = ""
     model_version: dict[str, str] | None = None
+    compressed_version: dict[str, str] | None = None
 
 
 def request_path(run: RunDir) -> Path:

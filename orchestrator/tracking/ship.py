@@ -178,7 +178,8 @@ class Shipper:
 
         version = register_model(self.client, self.run, self.request, self.experiment_id, self.run_id, record)
         if version is not None:
-            write_state(self.run, read_state(self.run), model_version=version)
+            name = "compressed_version" if record.get("flavour") == "onnx" else "model_version"
+            write_state(self.run, read_state(self.run), **{name: version})
 
     def _raise_if_refused(self, error: Exception) -> None:
         """Raise RecordError when the record is at fault, RunGoneError when the run is; return when it is an outage."""

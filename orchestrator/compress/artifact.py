@@ -1,0 +1,171 @@
+"""Files around an artifact: the model before as reference, held-out samples, the page. Called by the pipeline."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.compress.archive import read_header
+from orchestrator.compress.base import MODULE, Context, State
+from orchestrator.compress.check import REFERENCE
+from orchestrator.compress.manifest import CHECK_FILE, EVAL_FILE, Link, Page, entry_of, write_page
+from orchestrator.compress.runtime import open_onnx
+from orchestrator.errors import ExportError, OrchestratorError
+from orchestrator.export.score import cast_inputs, held_out_inputs
+from orchestrator.spec.digest import job_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from orchestrator.compress.pipeline import Trained
+
+HELD_OUT = 256
+_JOB_SECTIONS = {"version", "name", "model", "data", "train", "compress"}  # no tracking URI: it may hold a password
+_PACKAGES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+def as_function(state: State) -> Callable[[Tensor], Tensor]:
+    """Return a state as a function of a batch."""
+    import torch
+
+    if state.kind == MODULE:
+        model = state.model
+
+        def forward(inputs_B: Tensor) -> Tensor:
+            with torch.no_grad():
+                outputs: Tensor = model(inputs_B)
+            return outputs
+
+        return forward
+    run = open_onnx(state.file())
+    return lambda inputs_B: torch.from_numpy(run(inputs_B.contiguous().numpy()))
+
+
+def size_of(state: State) -> int:
+    """Return the bytes of a state's files; a model in memory is written as safetensors to be weighed."""
+    if state.kind != MODULE:
+        return sum(((state.folder or Path()) / name).stat().st_size for name in state.files)
+    return len(safetensors_bytes(state.model))
+
+
+def safetensors_bytes(model: nn.Module) -> bytes:
+    """Return the safetensors file of a model's weights, tensors that share memory stored once."""
+    from safetensors.torch import save
+
+    tensors: dict[str, Tensor] = {}
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        tensors[name] = tensor.contiguous()
+    return save(tensors)
+
+
+def write_reference(trained: Trained, context: Context, folder: Path) -> tuple[str, ...]:
+    """Write the model as it was, as safetensors and for the target's runtime; return notes on what could not be."""
+    from safetensors.torch import save_file
+
+    from orchestrator.compress.export import write_onnx
+
+    place = folder / "reference"
+    place.mkdir()
+    tensors = {name: tensor.clone().contiguous() for name, tensor in trained.model.state_dict().items()}
+    save_file(tensors, str(place / "model.safetensors"))
+    try:
+        write_onnx(trained.model, context, place)
+    except OrchestratorError as error:
+        shutil.rmtree(place / "model.onnx", ignore_errors=True)
+        return (f"no comparison within the runtime: the model as it was has no ONNX form ({error.message})",)
+    return ()
+
+
+def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], folder: Path) -> Page:
+    """Copy the last state's files into `folder/artifact` and write its page, not yet checked."""
+    if state.kind == MODULE or state.folder is None:
+        raise ExportError("the last step left a model in memory, not a file", hint="add `- use: export`")
+    place = folder / "artifact"
+    place.mkdir()
+    for name in state.files:
+        shutil.copyfile(state.folder / name, place / name)
+    inputs, outputs = _write_samples(trained, state, folder)
+    beside = [CHECK_FILE, EVAL_FILE, "reference/model.safetensors"]
+    beside += [str(REFERENCE)] if (folder / REFERENCE).is_file() else []
+    section = trained.job.compress
+    page = Page(
+        format=state.format,
+        scheme=state.scheme,
+        needed={name: entry_of(place / name) for name in state.files},
+        beside={name: entry_of(folder / name) for name in beside},
+        inputs=_signature(inputs) | {"transform": dict(trained.data.transform)},
+        outputs=_signature(outputs),
+        target_kind=trained.plan.data.target_kind,
+        split=trained.split,
+        baseline_bytes=len(safetensors_bytes(trained.model)),
+        lineage=lineage,
+        job=trained.job.model_dump(mode="json", include=_JOB_SECTIONS),
+        job_digest=job_digest(trained.job),
+        checkpoint=trained.checkpoint,
+        versions=_versions(),
+        machine=_machine(),
+        measure=section.measure.model_dump(mode="json"),
+        limits=section.limits.model_dump(mode="json"),
+        restored=_restored(state),
+    )
+    write_page(place, page)
+    return page
+
+
+def _restored(state: State) -> dict[str, Any]:
+    """Return digest and size of the graph that an archive was made of."""
+    if state.format != "pack":
+        return {}
+    header = read_header(state.file().read_bytes())
+    return {"sha256": header["sha256"], "num_bytes": header["num_bytes"]}
+
+
+def _write_samples(trained: Trained, state: State, folder: Path) -> tuple[Tensor, Tensor]:
+    import numpy as np
+    import torch
+
+    split = trained.data.splits[trained.split]
+    held_out = held_out_inputs(trained.data, trained.split, HELD_OUT, trained.dtype)
+    with torch.no_grad():
+        outputs = state.model(held_out)
+    np.savez(folder / CHECK_FILE, inputs=held_out.numpy(), outputs=outputs.numpy())
+    inputs, targets = split.batch(torch.arange(len(split)))
+    np.savez(
+        folder / EVAL_FILE, inputs=cast_inputs(inputs, trained.dtype).contiguous().numpy(), targets=targets.numpy()
+    )
+    return held_out, outputs
+
+
+def _signature(tensor: Tensor) -> dict[str, Any]:
+    return {"shape": [None, *tensor.shape[1:]], "dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    """Return what decides speed here: figures of another machine are other figures."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    known = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    flags = [flag for flag in known.get("flags", "").split() if "vnni" in flag or flag in ("avx2", "avx512f")]
+    return {"processor": known.get("model name", platform.processor()), "flags": flags, "cores": os.cpu_count()}

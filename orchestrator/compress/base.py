@@ -1,0 +1,92 @@
+"""What a compression step is: a pure function from one state of a model to the next. No torch is imported here.
+
+A step is a plug-in of the group `compressors`: `Config`, `flow(config) -> (takes, gives)` over the names of
+`spec.steps.STATES`, `build(config)` returning a `Compressor`, and optionally `plan_problems(config, model, widths)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from orchestrator.errors import ExportError
+from orchestrator.plan.plan import Plan
+from orchestrator.spec.job import JobSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from orchestrator.data.dataset import Dataset
+
+MODULE, EXPORTED, ARTIFACT = "module", "exported", "artifact"
+
+
+@dataclass(frozen=True)
+class State:
+    """A model between two steps. `kind` is one of module, exported, artifact.
+
+    `model` is the newest model in memory: the state itself, or what the files were made of. `masks` names weights that
+    stay zero (True: kept), `codes` weights that share values (int64, the number of a weight's value in its layer; -1:
+    not shared). `files` lie in `folder` and are all that is needed to run.
+    """
+
+    kind: str
+    model: nn.Module
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    codes: Mapping[str, Tensor] = field(default_factory=dict)
+    folder: Path | None = None
+    files: tuple[str, ...] = ()
+    format: str = ""
+    scheme: str = "fp32"
+
+    def file(self) -> Path:
+        """Return the one file of an exported graph or artifact."""
+        if self.folder is None or not self.files:
+            raise ExportError("this state is a model in memory, which has no file")
+        return self.folder / self.files[0]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step may look at beside the state. `teacher` is the model before any step; `folder` is the step's own."""
+
+    job: JobSpec
+    plan: Plan
+    data: Dataset
+    teacher: nn.Module
+    folder: Path
+    dtype: str = "float32"
+
+    def calibration(self) -> tuple[Tensor, Tensor]:
+        """Return (inputs, targets) that steps may choose ranges and importance by, never those of the test split."""
+        import torch
+
+        from orchestrator.export.score import cast_inputs
+
+        section = self.job.compress.calibration
+        split = self.data.splits.get(section.split)
+        if split is None or len(split) == 0:
+            raise ExportError(
+                f"data {self.data.name} has no samples in split '{section.split}' to calibrate on",
+                hint="set compress.calibration.split=train",
+            )
+        inputs, targets = split.batch(torch.arange(min(section.samples, len(split))))
+        return cast_inputs(inputs, self.dtype).contiguous(), targets
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a step made: the next state, figures for the report, and notes in words that the user must see."""
+
+    state: State
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Compressor(Protocol):
+    """One step, built from its `Config`. It never changes the model it is given: it returns another."""
+
+    def apply(self, state: State, context: Context) -> Change:
+        """Return the next state. Raises ExportError when it cannot be made, NotAbleError when a package is missing."""

@@ -1,0 +1,83 @@
+"""`use: distill`: trains the compressed model towards a teacher's answers: the model before, or any other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.compress.base import MODULE, Change, Context, State
+from orchestrator.compress.finetune import Config as FinetuneConfig
+from orchestrator.compress.finetune import Distill as Lesson
+from orchestrator.compress.finetune import train
+from orchestrator.errors import OrchestratorError
+
+if TYPE_CHECKING:
+    from orchestrator.spec.job import JobSpec
+
+Complaint = tuple[str, str, str]
+BEFORE = "input"
+
+
+@dataclass(frozen=True)
+class Config:
+    """As `finetune` with `distill`, and the teacher can be chosen.
+
+    `teacher` is `input`, the trained model as it was before the first step, or a folder: that of a run, or one that
+    `export` wrote (program, safetensors). It must have this model's inputs and classes.
+    """
+
+    teacher: str = BEFORE
+    epochs: float = 10.0
+    lr: float | None = None
+    batch_size: int | None = None
+    temperature: float = 4.0
+    weight: float = 0.7
+
+    def __post_init__(self) -> None:
+        Lesson(self.temperature, self.weight)
+        FinetuneConfig(self.epochs, self.lr, self.batch_size)
+
+
+def flow(config: Config) -> tuple[str, str]:
+    """Return what it takes and gives."""
+    return MODULE, MODULE
+
+
+def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
+    """Return why the teacher cannot teach this job's model, as (key, message, hint); its weights are not read."""
+    if config.teacher == BEFORE:
+        return []
+    from orchestrator.compress.teacher import teacher_job
+    from orchestrator.plan.compress import model_sides
+
+    try:
+        other = teacher_job(config.teacher)
+    except OrchestratorError as error:
+        return [("teacher", error.message, error.hint)]
+    mine, theirs = model_sides(job), model_sides(other)
+    if mine is None or theirs is None or mine == theirs:
+        return []
+    message = f"the teacher maps {theirs[0]} to {theirs[1]}, the model {mine[0]} to {mine[1]}"
+    return [("teacher", message, "a teacher must have the same inputs and classes")]
+
+
+def build(config: Config) -> Distil:
+    """Return the step."""
+    return Distil(config)
+
+
+class Distil:
+    """Trains in the compressing process; masks and codebooks stay exact."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def apply(self, state: State, context: Context) -> Change:
+        """Return the model after training. Raises ExportError when the teacher cannot be read or answers otherwise."""
+        from orchestrator.compress.recover import Lessons
+        from orchestrator.compress.teacher import load_teacher
+
+        asked = self.config
+        teacher = context.teacher if asked.teacher == BEFORE else load_teacher(asked.teacher)
+        lessons = Lessons(teacher, asked.temperature, asked.weight)
+        return train(state, context, FinetuneConfig(asked.epochs, asked.lr, asked.batch_size), lessons)

@@ -1,0 +1,157 @@
+"""Zeros in place of the least weights: unstructured, or 2 of every 4. The weights that stay may make up for it.
+
+A mask makes no file smaller by itself; `pack` writes only what is left. `update: hessian` is the one-shot method of
+SparseGPT (Frantar & Alistarh 2023): inputs are taken one by one, and what a zero does to a layer's outputs on the
+calibration samples is spread over the inputs still to come.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.compress.recover import recover
+from orchestrator.compress.targets import Layer, input_moments, weighted_layers
+from orchestrator.errors import ExportError
+from orchestrator.export.weights import plain_copy
+
+if TYPE_CHECKING:
+    from orchestrator.compress.base import Context
+    from orchestrator.compress.prune import Config
+
+_DAMPING = 0.01
+_BLOCK = 64
+
+
+def prune_weights(model: nn.Module, config: Config, context: Context) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return a copy with zeros and its masks by parameter name (True: kept). Raises ExportError."""
+    twin = plain_copy(model)
+    inputs, targets = context.calibration()
+    layers, _ = masked_layers(twin, config)
+    torch.manual_seed(context.job.train.seed)
+    masks: dict[str, Tensor] = {}
+    for number in range(1, config.rounds + 1):
+        if config.importance == "taylor":
+            fill_gradients(twin, context, inputs, targets)
+        share = config.ratio * (1 - (1 - number / config.rounds) ** 3)  # most go early, when they are missed least
+        scores = {name: _scores(layer, config.importance) for name, layer in layers.items()}
+        kept = _two_of_four(scores) if config.kind == "2:4" else _largest(scores, share)
+        if config.update == "hessian":
+            kept = _updated(twin, layers, kept, inputs, config.kind)
+        with torch.no_grad():
+            for name, layer in layers.items():
+                layer.weight.masked_fill_(~kept[name].view_as(layer.weight), 0.0)
+        masks = {f"{name}.weight": kept[name].view_as(layer.weight) for name, layer in layers.items()}
+        twin.zero_grad(set_to_none=True)
+        if number < config.rounds:
+            recover(twin, context, epochs=config.recover_epochs, masks=masks)
+    _require_some(masks)
+    return plain_copy(twin), masks
+
+
+def masked_layers(model: nn.Module, config: Config) -> tuple[dict[str, Layer], tuple[str, ...]]:
+    """Return the layers that get a mask, and those that 2:4 cannot have: their inputs are no multiple of 4.
+
+    Raises ExportError when none is left.
+    """
+    layers = weighted_layers(model, config.keep)
+    if config.kind != "2:4":
+        return layers, ()
+    odd = tuple(name for name, layer in layers.items() if layer.weight[0].numel() % 4)
+    if len(odd) == len(layers):
+        raise ExportError("2:4 needs layers whose inputs are a multiple of 4, and there is none", hint="unstructured")
+    return {name: layer for name, layer in layers.items() if name not in odd}, odd
+
+
+def fill_gradients(model: nn.Module, context: Context, inputs: Tensor, targets: Tensor) -> None:
+    """Fill gradients of the loss over the calibration samples, which Taylor importance multiplies with weights."""
+    from orchestrator.train.loss import build_loss
+
+    loss = build_loss(context.job, context.plan)
+    model.requires_grad_(True)
+    model.zero_grad(set_to_none=True)
+    (loss.sum(model(inputs), targets) / len(inputs)).backward()  # type: ignore[no-untyped-call]
+
+
+def _scores(layer: Layer, importance: str) -> Tensor:
+    """Return how much each weight matters, [outputs, inputs per output]."""
+    weight = layer.weight.detach().flatten(1)
+    if importance == "random":
+        return torch.rand_like(weight)
+    if importance == "taylor":
+        gradient = layer.weight.grad
+        return torch.zeros_like(weight) if gradient is None else (weight * gradient.flatten(1)).abs()
+    return weight.abs()
+
+
+def _largest(scores: dict[str, Tensor], ratio: float) -> dict[str, Tensor]:
+    """Return masks that keep the best of all layers together: a layer that matters more keeps more."""
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    gone = flat.argsort()[: int(len(flat) * ratio)]
+    kept = torch.ones(len(flat), dtype=torch.bool)
+    kept[gone] = False
+    parts = torch.split(kept, [score.numel() for score in scores.values()])
+    return {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
+
+
+def _two_of_four(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return masks that keep the best two of every four inputs in a row."""
+    found: dict[str, Tensor] = {}
+    for name, score in scores.items():
+        groups = score.view(-1, 4)
+        kept = torch.zeros_like(groups, dtype=torch.bool)
+        kept.scatter_(1, groups.topk(2, dim=1).indices, True)
+        found[name] = kept.view_as(score)
+    return found
+
+
+def _updated(
+    model: nn.Module, layers: dict[str, Layer], kept: dict[str, Tensor], inputs: Tensor, kind: str
+) -> dict[str, Tensor]:
+    """Change the layers' weights so that zeros are made up for; return the masks, chosen anew by the same shares."""
+    moments = input_moments(model, layers, inputs)
+    found: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        weight, mask = sparse_update(layer.weight.detach().flatten(1), moments[name], kept[name], kind)
+        layer.weight.data = weight.view_as(layer.weight)
+        found[name] = mask
+    return found
+
+
+def sparse_update(weight_OI: Tensor, moment_II: Tensor, kept_OI: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Return weights and mask after SparseGPT over one layer, as many zeros as `kept_OI` has (per block of inputs).
+
+    `moment_II` is the mean of x x^T over the layer's inputs.
+    """
+    weight = weight_OI.double().clone()
+    size = weight.shape[1]
+    damped = moment_II + _DAMPING * moment_II.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+    damped += 1e-10 * torch.eye(size, dtype=torch.float64)
+    factor = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    mask = kept_OI.clone()
+    for begin in range(0, size, _BLOCK):
+        end = min(begin + _BLOCK, size)
+        saliency = (weight[:, begin:end] / factor.diagonal()[begin:end]).square()
+        mask[:, begin:end] = _choose(saliency, kept_OI[:, begin:end], kind)
+        for at in range(begin, end):
+            error_O = (weight[:, at] * ~mask[:, at]) / factor[at, at]
+            weight[:, at:] -= error_O[:, None] * factor[at, at:]
+    return weight.masked_fill(~mask, 0.0).to(weight_OI.dtype), mask
+
+
+def _choose(saliency: Tensor, kept: Tensor, kind: str) -> Tensor:
+    if kind == "2:4":
+        return _two_of_four({"": saliency})[""]
+    flat = torch.zeros(kept.numel(), dtype=torch.bool)
+    flat[saliency.flatten().topk(int(kept.sum())).indices] = True
+    return flat.view_as(kept)
+
+
+def _require_some(masks: dict[str, Tensor]) -> None:
+    empty = [name for name, mask in masks.items() if not mask.any()]
+    if empty:
+        raise ExportError(
+            f"the ratio leaves not one weight in {empty[0]}", hint="lower the ratio, or name the layer in `keep`"
+        )

@@ -1,0 +1,155 @@
+"""`use: prune`: takes the least important parts out of the model, or puts zeros in place of its least weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from orchestrator.compress.base import MODULE, Change, Context, State
+from orchestrator.errors import ExportError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from orchestrator.plan.compress import Widths
+
+Complaint = tuple[str, str, str]
+MASKS = ("unstructured", "2:4")
+_IMPORTANCE = {"depth": ("influence", "random")}
+_WEIGHTS = ("magnitude", "taylor", "random")
+
+
+@dataclass(frozen=True)
+class Config:
+    """`ratio` of the parts of a `kind` go, the least important first. `keep` names layers that stay (parts of paths).
+
+    Physically smaller: `channels` of convolutions (what is left is a multiple of `multiple_of`), `mlp` (the width of
+    feed-forwards, likewise), `heads` of attention, `depth` (whole blocks). Zeros only, for `pack` to leave out:
+    `unstructured` (the least weights of the whole model) and `2:4` (two of every four inputs in a row, ratio 0.5);
+    `update: hessian` lets the weights that stay make up for the zeros. `rounds` above 1 takes things out little by
+    little, with `recover_epochs` of training between.
+
+    `importance`: `auto` is magnitude, and for depth `influence` (how little a block turns what goes through it);
+    `taylor` is weight times gradient, `random` a control. The model's last layer keeps its width.
+    """
+
+    kind: Literal["channels", "mlp", "heads", "depth", "unstructured", "2:4"] = "channels"
+    ratio: float = 0.5
+    importance: Literal["auto", "magnitude", "taylor", "influence", "random"] = "auto"
+    multiple_of: int = 8
+    rounds: int = 1
+    recover_epochs: float = 1.0
+    update: Literal["none", "hessian"] = "none"
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"ratio must be above 0 and below 1 (1 would empty every layer), not {self.ratio}")
+        if self.multiple_of < 1 or self.rounds < 1 or self.recover_epochs <= 0:
+            raise ValueError("multiple_of and rounds must be at least 1, recover_epochs above 0")
+        allowed = _IMPORTANCE.get(self.kind, _WEIGHTS)
+        if self.importance == "auto":
+            object.__setattr__(self, "importance", allowed[0])
+        if self.importance not in allowed:
+            raise ValueError(f"importance of {self.kind} must be {', '.join(allowed)}, not {self.importance}")
+        if self.kind not in ("channels", "mlp") and self.multiple_of != 8:
+            raise ValueError(f"multiple_of means nothing for {self.kind}: leave it out")
+        if self.kind not in MASKS and self.update != "none":
+            raise ValueError(f"update: {self.update} is for {' and '.join(MASKS)}, not {self.kind}")
+        if self.kind == "2:4" and (self.ratio != 0.5 or self.rounds > 1):
+            raise ValueError("2:4 takes out half, in one round: leave ratio and rounds out")
+        if self.update == "hessian" and self.importance != "magnitude":
+            raise ValueError("update: hessian chooses by its own measure: leave importance out")
+
+
+def flow(config: Config) -> tuple[str, str]:
+    """Return what it takes and gives."""
+    return MODULE, MODULE
+
+
+def kept_width(width: int, ratio: float, multiple_of: int) -> int:
+    """Return how many of `width` parts stay: at least the wished share, up to a whole multiple."""
+    left = width - int(width * ratio)
+    return min(width, math.ceil(left / multiple_of) * multiple_of)
+
+
+def plan_problems(config: Config, model: str, widths: Widths | None) -> list[Complaint]:
+    """Return what does not work out with this model, as (key, message, hint)."""
+    if config.kind in MASKS or (widths is None and config.kind == "channels"):
+        return []
+    if widths is None:
+        message = f"model {model} does not declare `prunable` and `coupled`, so its {config.kind} cannot be pruned"
+        return [("kind", message, "declare them (docs/models.md), or: channels, " + ", ".join(MASKS))]
+    mine: Mapping[str, int] = widths.get(config.kind, {})
+    if not mine:
+        kinds = ", ".join([*widths, *MASKS])
+        return [("kind", f"model {model} has no {config.kind} that can be pruned", f"it has: {kinds}")]
+    tight = {name: width for name, width in mine.items() if width - int(width * config.ratio) < 1}
+    if tight:
+        name, width = next(iter(tight.items()))
+        return [("ratio", f"{config.ratio:g} empties {name}, which has {width}", f"at most {1 - 1 / width:.3g}")]
+    unit = config.multiple_of if config.kind in ("channels", "mlp") else 1
+    idle = [name for name, width in mine.items() if kept_width(width, config.ratio, unit) == width]
+    if len(idle) < len(mine):
+        return []
+    narrow = min(mine.values())
+    if unit == 1:
+        most = max(mine.values())
+        return [("ratio", f"{config.ratio:g} takes none of {most} {config.kind}", f"at least {1 / most:.3g}")]
+    message = f"{unit} leaves every layer as it is: the narrowest has {narrow}"
+    return [("multiple_of", message, "set multiple_of=1, or a larger ratio")]
+
+
+def build(config: Config) -> Prune:
+    """Return the step."""
+    return Prune(config)
+
+
+class Prune:
+    """What belongs together (residuals, norms, heads of queries and keys) goes together."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def apply(self, state: State, context: Context) -> Change:
+        """Return a narrower model, or one with masks."""
+        if state.codes:
+            raise ExportError("prune after share: weights would no longer have values in common", hint="prune first")
+        if self.config.kind in MASKS:
+            return self._masked(state, context)
+        if state.masks:
+            raise ExportError("prune after masks: the masks would not fit the narrower weights", hint="prune first")
+        before = sum(parameter.numel() for parameter in state.model.parameters())
+        model = self._narrower(state, context)
+        after = sum(parameter.numel() for parameter in model.parameters())
+        return Change(State(MODULE, model), {"params_before": before, "params_after": after})
+
+    def _narrower(self, state: State, context: Context) -> nn.Module:
+        if self.config.kind == "channels":
+            from orchestrator.compress.channels import prune_channels
+
+            return prune_channels(state.model, self.config, context)
+        from orchestrator.compress.structure import prune_structure
+
+        return prune_structure(state.model, self.config, context)
+
+    def _masked(self, state: State, context: Context) -> Change:
+        from orchestrator.compress.masks import masked_layers, prune_weights
+
+        model, masks = prune_weights(state.model, self.config, context)
+        _, odd = masked_layers(state.model, self.config)
+        zeros = sum(int((~mask).sum()) for mask in masks.values())
+        total = sum(mask.numel() for mask in masks.values())
+        notes = (f"2:4 leaves out {', '.join(odd)}: inputs are no multiple of 4",) if odd else ()
+        facts = {"zeros": zeros, "maskable": total, "sparsity": zeros / total}
+        return Change(State(MODULE, model, masks=_both(state.masks, masks)), facts, notes)
+
+
+def _both(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the masks after a second pruning: what was zero stays zero."""
+    found = dict(old)
+    for name, mask in new.items():
+        found[name] = mask & old[name] if name in old else mask
+    return found

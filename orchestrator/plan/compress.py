@@ -1,0 +1,84 @@
+"""Do the compression steps fit model and data? What can be known without torch, before anything trains.
+
+A model may say `prunable(config) -> {kind: {name: width}}`: what structural pruning can make narrower, and how wide it
+is. A step may say `plan_problems(config, model, widths)` and `job_problems(config, job)`: what does not work out, as
+(key, message, hint).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator import plugins
+from orchestrator.errors import JobFileError, Problem
+from orchestrator.plan.shapes import DataShape
+from orchestrator.spec.job import JobSpec
+
+Widths = Mapping[str, Mapping[str, int]]
+
+
+def compress_problems(job: JobSpec, data: DataShape, notes: list[str]) -> list[Problem]:
+    """Return every mismatch between steps, model and data; what only the worker can know becomes a note."""
+    if not job.compress.steps:
+        return []
+    found = _calibration(job, data)
+    widths = model_widths(job)
+    for index, use in enumerate(job.compress.steps):
+        config = plugins.light_config("compressors", use.use)
+        if config is None:
+            continue
+        plugin: Any = plugins.load("compressors", use.use)
+        asked = plugins.build_config(config, use.options)
+        if widths is None and use.use == "prune":
+            notes.append(f"model {job.model.use} does not say what can be pruned: found out after training")
+        complaints = (
+            list(plugin.plan_problems(asked, job.model.use, widths)) if hasattr(plugin, "plan_problems") else []
+        )
+        complaints += plugin.job_problems(asked, job) if hasattr(plugin, "job_problems") else []
+        for key, message, hint in complaints:
+            path = f"compress.steps.{index}.{key}" if key else f"compress.steps.{index}"
+            found.append(Problem(path, message, hint, "step-mismatch"))
+    return found
+
+
+def model_widths(job: JobSpec) -> Widths | None:
+    """Return what the model says can be pruned; None when it says nothing of itself."""
+    try:
+        config = plugins.light_config("models", job.model.use)
+        plugin: Any = plugins.load("models", job.model.use) if config else None
+    except JobFileError:
+        return None
+    if config is None or not hasattr(plugin, "prunable"):
+        return {} if config is not None else None
+    widths: Widths = plugin.prunable(plugins.build_config(config, job.model.options))
+    return widths
+
+
+def model_sides(job: JobSpec) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return shapes of one input and one output of a job's model; None when it says nothing of itself."""
+    try:
+        config = plugins.light_config("models", job.model.use)
+        if config is None:
+            return None
+        plugin: Any = plugins.load("models", job.model.use)
+        shape = plugin.shape(plugins.build_config(config, job.model.options))
+    except JobFileError:
+        return None
+    return tuple(shape.inputs), tuple(shape.outputs)
+
+
+def _calibration(job: JobSpec, data: DataShape) -> list[Problem]:
+    split = job.compress.calibration.split
+    if data.target_kind == "unknown" or data.num_samples.get(split, 0) > 0:
+        return []
+    there = [name for name, count in data.num_samples.items() if count and name != "test"]
+    what = "is empty" if split in data.num_samples else "does not exist"
+    return [
+        Problem(
+            "compress.calibration.split",
+            f"the split '{split}' of data {job.data.use} {what}",
+            f"set compress.calibration.split={there[0]}" if there else "choose other data",
+            "calibration",
+        )
+    ]

@@ -1,0 +1,87 @@
+"""A teacher of one's choice: found by its folder, refused with the reason before anything trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.compress.distill import Config, Distil
+from orchestrator.compress.pipeline import digest_of
+from orchestrator.compress.teacher import load_teacher, teacher_job
+from orchestrator.errors import ExportError, PlanError
+from orchestrator.export.weights import state_tensors
+from orchestrator.plan.available import Available
+from orchestrator.plan.build import build_plan
+from orchestrator.spec.job import JobSpec
+from orchestrator.spec.load import load_spec
+from tests.export.making import export, train_run
+
+from .making import CNN, RESNET, context_of, in_memory, make_job, make_trained
+
+HERE = Available(num_cpus=2.0, num_gpus=0, memory_bytes=8 << 30)
+
+
+def steps(**options: Any) -> list[dict[str, Any]]:
+    return [{"use": "prune"}, {"use": "distill", **options}, {"use": "export"}]
+
+
+def said(job: JobSpec) -> str:
+    with pytest.raises(PlanError) as caught:
+        build_plan(job, HERE)
+    return "\n".join(f"{each.path}: {each.message} [{each.hint}]" for each in caught.value.problems)
+
+
+def test_the_model_before_teaches_by_default_and_a_run_or_an_export_when_named(tmp_path: Path) -> None:
+    run = train_run(tmp_path / "storage", make_job(RESNET))
+    (made,) = export(make_job(RESNET), ["safetensors"], tmp_path / "export", torch.rand(45, 1, 8, 8))
+    trained = make_trained(make_job(CNN, steps()), epochs=0)
+    context = context_of(trained, tmp_path)
+    digests = set()
+    for teacher in ("input", str(run.path), str(made.path)):
+        build_plan(make_job(CNN, steps(teacher=teacher)), HERE)
+        after = Distil(Config(teacher=teacher, epochs=0.2)).apply(in_memory(trained), context).state
+        digests.add(digest_of(after))
+    assert len(digests) == 3
+    assert not any(parameter.requires_grad for parameter in load_teacher(str(run.path)).parameters())
+
+
+def test_a_pupil_comes_nearer_to_its_teacher(tmp_path: Path) -> None:
+    from orchestrator.compress.recover import soft_distance
+
+    trained = make_trained(make_job(RESNET, steps()), epochs=2)
+    context = context_of(trained, tmp_path)
+    fresh = make_trained(make_job(RESNET, steps()), epochs=0)
+    pupil = Distil(Config(epochs=2, lr=0.005, weight=1.0)).apply(in_memory(fresh), context).state.model
+    inputs, _ = context.calibration()
+    wanted = trained.model(inputs)
+    before, after = (float(soft_distance(model(inputs), wanted, 4.0)) for model in (fresh.model, pupil))
+    assert after < 0.2 * before
+
+
+def test_a_teacher_of_other_classes_is_refused_before_anything_trains(tmp_path: Path) -> None:
+    job = make_job({**RESNET, "classes": 12})
+    (made,) = export(job, ["safetensors"], tmp_path / "export", torch.rand(45, 1, 8, 8))
+    text = said(make_job(CNN, steps(teacher=str(made.path))))
+    assert "compress.steps.1.teacher: the teacher maps (1, 8, 8) to (12,), the model (1, 8, 8) to (10,)" in text
+
+
+def test_a_teacher_that_is_not_there_is_refused_before_anything_trains(tmp_path: Path) -> None:
+    text = said(make_job(CNN, steps(teacher=str(tmp_path / "nobody"))))
+    assert "is neither the folder of a run nor one that `export` wrote" in text
+    with pytest.raises(ExportError, match="neither the folder of a run"):
+        teacher_job(str(tmp_path))
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"weight": 0}, {"epochs": 0}, {"lr": -1}, {"batch_size": 0}])
+def test_numbers_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Config(**options)
+
+
+def test_a_teacher_in_a_job_file_is_read(tmp_path: Path) -> None:
+    job = load_spec({"model": {"use": "cnn"}, "data": {"use": "digits"}, "compress": {"steps": steps()}})
+    assert state_tensors(make_trained(job, epochs=0).model)
+    assert build_plan(job, HERE).num_params

@@ -1,0 +1,126 @@
+"""What is wrong with a compression is said when the job is read or planned, with its line, before anything trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import JobFileError, PlanError
+from orchestrator.plan.available import Available
+from orchestrator.plan.build import build_plan
+from orchestrator.spec.job import JobSpec
+from orchestrator.spec.load import load_job, load_spec
+
+HERE = Available(num_cpus=2.0, num_gpus=0, memory_bytes=8 << 30)
+BASE: dict[str, Any] = {
+    "model": {"use": "resnet", "channels": [16, 32], "depths": [1, 1]},
+    "data": {"use": "digits"},
+    "train": {"epochs": 1},
+}
+GOOD = [{"use": "prune"}, {"use": "finetune"}, {"use": "export"}, {"use": "quantise"}]
+
+
+def job(steps: list[dict[str, Any]], **compress: Any) -> dict[str, Any]:
+    return {**BASE, "compress": {"steps": steps, **compress}}
+
+
+def said(data: dict[str, Any]) -> str:
+    with pytest.raises((JobFileError, PlanError)) as caught:
+        build_plan(load_spec(data), HERE)
+    return "\n".join(f"{each.path}: {each.message} [{each.hint}]" for each in caught.value.problems)
+
+
+def test_a_good_order_is_taken() -> None:
+    spec: JobSpec = load_spec(job(GOOD))
+    assert [step.use for step in spec.compress.steps] == ["prune", "finetune", "export", "quantise"]
+    assert build_plan(spec, HERE).num_params
+
+
+def test_no_steps_are_no_compression() -> None:
+    assert load_spec(BASE).compress.steps == ()
+
+
+def test_a_step_after_its_state_is_gone_names_where_it_belongs() -> None:
+    text = said(job([{"use": "export"}, {"use": "prune"}]))
+    assert "compress.steps.1: prune takes a model in memory, but export has made an exported graph of it" in text
+    assert "move prune before export" in text
+
+
+def test_quantising_a_model_in_memory_is_told_to_export_first() -> None:
+    assert "put `- use: export` before quantise" in said(job([{"use": "prune"}, {"use": "quantise"}]))
+    assert "put `- use: export` before quantise" in said(job([{"use": "quantise"}]))
+
+
+def test_training_a_finished_file_is_refused() -> None:
+    text = said(job([{"use": "export"}, {"use": "quantise"}, {"use": "finetune"}]))
+    assert "finetune takes a model in memory, but quantise has made a finished file of it" in text
+    assert "move finetune before export" in text
+
+
+def test_quantising_twice_is_refused() -> None:
+    assert "remove quantise or quantise" in said(job([{"use": "export"}, {"use": "quantise"}, {"use": "quantise"}]))
+
+
+def test_an_end_without_a_file_is_refused() -> None:
+    assert "leaves a model in memory, which is no file" in said(job([{"use": "prune"}]))
+
+
+@pytest.mark.parametrize(
+    ("calibration", "words"),
+    [({"split": "test"}, "by the very samples"), ({"split": "dev"}, "the split 'dev' of data digits does not exist")],
+)
+def test_calibration_on_test_or_on_nothing_is_refused(calibration: dict[str, Any], words: str) -> None:
+    assert words in said(job(GOOD, calibration=calibration))
+
+
+def test_an_empty_calibration_split_is_refused() -> None:
+    data = job(GOOD, calibration={"split": "val"}) | {"data": {"use": "digits", "val_fraction": 0.0}}
+    assert "the split 'val' of data digits is empty" in said(data)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.5, 0, -0.5])
+def test_a_ratio_that_is_none_is_refused(ratio: float) -> None:
+    assert "ratio must be above 0 and below 1" in said(job([{"use": "prune", "ratio": ratio}, {"use": "export"}]))
+
+
+def test_a_multiple_that_leaves_all_as_it_is_is_refused() -> None:
+    text = said(job([{"use": "prune", "ratio": 0.1, "multiple_of": 64}, {"use": "export"}]))
+    assert "leaves every layer as it is" in text
+
+
+def test_a_model_without_channels_is_refused() -> None:
+    data = job(GOOD) | {
+        "model": {"use": "mlp", "inputs": 64, "hidden": [16], "outputs": 10},
+        "data": {"use": "digits", "flat": True},
+    }
+    assert "model mlp has no channels that can be pruned" in said(data)
+
+
+def test_an_unknown_target_or_scheme_is_refused() -> None:
+    text = said(job([{"use": "export"}, {"use": "quantise", "target": "tpu", "scheme": "int3"}]))
+    assert "compress.steps.1.target" in text
+    assert "compress.steps.1.scheme" in text
+
+
+def test_weight_only_integers_for_convolutions_are_refused() -> None:
+    assert "int4-weight changes linear layers only" in said(
+        job([{"use": "export"}, {"use": "quantise", "scheme": "int4-weight"}])
+    )
+
+
+def test_an_unknown_step_names_those_there_are() -> None:
+    text = said(job([{"use": "prun"}, {"use": "export"}]))
+    assert "did you mean `prune`?" in text
+
+
+def test_problems_of_steps_have_lines(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "model: {use: cnn}\ndata: {use: digits}\ncompress:\n  steps:\n    - use: export\n    - use: prune\n"
+    )
+    with pytest.raises(JobFileError) as caught:
+        load_job(file)
+    (problem,) = caught.value.problems
+    assert problem.line == 6

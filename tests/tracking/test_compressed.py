@@ -1,0 +1,105 @@
+"""The compressed model is a version of its own that names its parent, loads without pickle and answers as the file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import pytest
+
+from orchestrator.compress.pipeline import Outcome, Trained, compress
+from orchestrator.compress.runtime import graph_bytes
+from orchestrator.compress.stage import model_record
+from orchestrator.runs.paths import RunDir
+from orchestrator.runs.spool import SpoolWriter
+from orchestrator.tracking.pump import Pump
+from orchestrator.tracking.request import read_state, resolve_uri
+from tests.compress.making import RESNET, STEPS, make_job, make_trained
+from tests.tracking.conftest import drain
+from tests.tracking.test_model import make_export, record_model
+
+NAME = "digits-cnn"
+PumpBuilder = Callable[..., Pump]
+
+
+ARCHIVE = (
+    {"use": "prune", "kind": "unstructured", "ratio": 0.8},
+    {"use": "finetune", "epochs": 1},
+    {"use": "share"},
+    {"use": "export"},
+    {"use": "pack"},
+)
+
+
+@pytest.fixture(scope="module", params=[STEPS, ARCHIVE], ids=["int8", "archive"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Outcome]:
+    trained = make_trained(make_job(RESNET, request.param))
+    outcome = compress(trained, tmp_path_factory.mktemp("made") / "compress")
+    assert outcome.ok, outcome.error
+    return trained, outcome
+
+
+def test_the_compressed_model_is_registered_beside_its_parent(
+    run: RunDir, pump: PumpBuilder, made: tuple[Trained, Outcome]
+) -> None:
+    trained, outcome = made
+    make_export(run.exports / "program")
+    record_model(run)
+    with SpoolWriter(run.spool / "finish-compress-a1.jsonl") as spool:
+        spool.record("model", **model_record(outcome, trained))
+    sender = pump(register_as=NAME, alias="newest")
+    drain(sender)
+    state, client = read_state(run), sender.shipper.client
+    assert state.model_version == {"name": NAME, "version": "1"}
+    assert state.compressed_version == {"name": NAME, "version": "2"}
+    assert str(client.get_model_version_by_alias(NAME, "newest").version) == "1"
+    version = client.get_model_version_by_alias(NAME, "compressed")
+    assert version.tags["orchestrator.parent_version"] == "1"
+    assert "Compressed from version 1" in version.description
+    _predicts_as_the_file(run, outcome)
+    files = [path for path in (run.storage / "mlartifacts" / "models").rglob("*") if path.is_file()]
+    assert any(path.name == "model.onnx" for path in files)
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pth", ".joblib")]
+
+
+def _predicts_as_the_file(run: RunDir, outcome: Outcome) -> None:
+    import onnxruntime
+
+    inputs = numpy.random.default_rng(0).random((7, 1, 8, 8)).astype("float32")
+    numpy.save(run.path / "in.npy", inputs)
+    code = (
+        "import sys, numpy, mlflow\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        f"model = mlflow.pyfunc.load_model('models:/{NAME}/2')\n"
+        "found = model.predict(numpy.load(sys.argv[2]))\n"
+        "numpy.save(sys.argv[3], next(iter(found.values())) if isinstance(found, dict) else found)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    arguments = [resolve_uri(None, run.storage), str(run.path / "in.npy"), str(run.path / "out.npy")]
+    environment = dict(os.environ, MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false")
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=run.path, env=environment)
+    (file,) = (path for path in (outcome.folder / "artifact").iterdir() if path.stem == "model")
+    session = onnxruntime.InferenceSession(graph_bytes(file))
+    assert numpy.allclose(numpy.load(run.path / "out.npy"), session.run(None, {"inputs": inputs})[0], atol=1e-5)
+
+
+def test_an_artifact_that_was_altered_is_not_registered(
+    run: RunDir, pump: PumpBuilder, made: tuple[Trained, Outcome], tmp_path: Path
+) -> None:
+    import shutil
+
+    trained, outcome = made
+    shutil.copytree(outcome.folder, tmp_path / "copy")
+    (file,) = (path for path in (tmp_path / "copy" / "artifact").iterdir() if path.stem == "model")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    record = model_record(outcome, trained) | {"path": str(file.parent)}
+    with SpoolWriter(run.spool / "finish-compress-a1.jsonl") as spool:
+        spool.record("model", **record)
+    sender = pump(register_as=NAME)
+    drain(sender)
+    assert read_state(run).compressed_version is None
+    assert "was altered" in (run.spool / "rejected.jsonl").read_text()
