@@ -18,6 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@rm -rf orchestrator.egg-info # left by the build; python run here would read plug-ins from it, also when they are old
 	@touch $(READY)
 
 run: $(READY) ## Train jobs/digits_cnn.yaml on two local workers (JOB=... for another)
