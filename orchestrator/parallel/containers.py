@@ -33,32 +33,48 @@ class Split(Protocol):
         """replicate, sequence or split."""
 
 
-def summing_containers(present: Mapping[str, nn.Module], plan: Mapping[str, Split]) -> tuple[set[str], set[str]]:
+def summing_containers(module: nn.Module, plan: Mapping[str, Split]) -> frozenset[nn.Module]:
     """Return the containers that sum their input's gradient, and the column layers that leave it to them.
 
-    A container may when every weight in it belongs to a column layer or to the row layer that ends it: then all that
-    reaches its input is this rank's part. Elsewhere (a router that computes alike on every rank) each column sums.
+    A container may when all its weights belong to column layers and to the one row layer that ends it: then all that
+    reaches its input is this rank's part. Elsewhere (a router that computes alike on every rank, a container in a
+    container, a column layer that is also used outside) each column layer sums for itself.
     """
-    containers: set[str] = set()
-    columns: set[str] = set()
+    present = dict(module.named_modules(remove_duplicate=False))  # a repeated block has a place under each of its names
+    found: dict[str, list[str]] = {}
     for name, how in plan.items():
-        if how.kind != "gather" or how.output == "sequence" or name not in present:
-            continue
-        inside = {path: child for path, child in present.items() if path.startswith(f"{name}.")}
-        holders = [path for path, child in inside.items() if next(child.parameters(recurse=False), None) is not None]
-        mine = {path for path in holders if path in plan and _takes_whole_input(plan[path])}
-        if mine and all(path in mine or _ends(plan.get(path), how) for path in holders):
-            containers.add(name)
-            columns |= mine
-    return containers, columns
+        if how.kind == "gather" and how.output != "sequence" and name in present:
+            columns = _columns_of(name, how, present, plan)
+            if columns:
+                found[name] = columns
+    while True:
+        led = {path for columns in found.values() for path in columns}
+        modules = {present[path] for path in led}
+        alone = {path for path, child in present.items() if child in modules and path not in led}
+        loose = {present[path] for path in alone}
+        kept = {name: columns for name, columns in found.items() if not loose & {present[path] for path in columns}}
+        if len(kept) == len(found):
+            return frozenset(present[path] for path in (*found, *led))
+        found = kept
 
 
-def _takes_whole_input(how: Split) -> bool:
-    return how.kind == "column" and how.input == "replicate" and how.output == "split"
+def _columns_of(name: str, how: Split, present: Mapping[str, nn.Module], plan: Mapping[str, Split]) -> list[str]:
+    """Return the column layers of a container that may sum for them; [] when it may not."""
+    inside = {path: child for path, child in present.items() if path == name or path.startswith(f"{name}.")}
+    if any(path != name and path in plan and plan[path].kind == "gather" for path in inside):
+        return []
+    holders = [path for path, child in inside.items() if next(child.parameters(recurse=False), None) is not None]
+    columns = [path for path in holders if _takes_whole_input(plan.get(path))]
+    ends = [path for path in holders if _ends(plan.get(path), how)]
+    return columns if len(ends) == 1 and len(columns) + 1 == len(holders) else []
+
+
+def _takes_whole_input(how: Split | None) -> bool:
+    return how is not None and (how.kind, how.input, how.output) == ("column", "replicate", "split")
 
 
 def _ends(how: Split | None, container: Split) -> bool:
-    return how is not None and how.kind == "row" and (how.input, how.output) == ("split", container.input)
+    return how is not None and (how.kind, how.input, how.output) == ("row", "split", container.input)
 
 
 def contained(module: nn.Module, mesh: DeviceMesh, how: Split, sums: bool) -> Forward:

@@ -38,14 +38,14 @@ def apply_tensor(module: nn.Module, mesh: DeviceMesh, plan: Mapping[str, Split])
     groups = shared_groups(module)
     present = dict(module.named_modules())
     partial_names: set[str] = set()
-    containers, left_to_them = summing_containers(present, plan)
+    led = summing_containers(module, plan)
     for name, how in plan.items():
         child = present.get(name)
         if child is None:  # the layer is on another pipeline stage
             continue
         if how.kind not in _APPLY:
             raise PlanError(f"tensor_plan of '{name}': unknown kind '{how.kind}'", hint=f"known: {', '.join(_APPLY)}")
-        sums = name in containers if how.kind == "gather" else name not in left_to_them
+        sums = (child in led) == (how.kind == "gather")  # a container that leads sums, its column layers do not
         child.forward = _APPLY[how.kind](child, mesh, how, sums)
         partial_names.update(f"{name}.{parameter}" for parameter in _sees_piece(child, how))
     tie(module, groups)
