@@ -75,6 +75,18 @@ class TrialWorker:
         self._answers.put(stop)
         return self._said.get()
 
+    def measure(self, folder: str) -> dict[str, Any]:
+        """Time the trial's model (see `train.latency`): `measured` (values), or `failed`."""
+        from orchestrator.spec.job import JobSpec
+
+        try:
+            from orchestrator.train.latency import measure_latency
+
+            job = JobSpec.model_validate_json(RunDir(Path(folder)).job.read_bytes())
+            return {"kind": "measured", "values": measure_latency(job, self._load(job))}
+        except Exception as error:  # of a user's model anything may come; the trial fails, not the process
+            return {"kind": "failed", "failure": asdict(failure_of(error, rank=0, step=-1))}
+
     def _train(self, share: Share) -> None:
         run = RunDir(Path(share.folder))
         try:

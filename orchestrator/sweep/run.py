@@ -28,7 +28,8 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.spec.resolve import resolved_text
 from orchestrator.spec.sweep import SweepSection
 from orchestrator.sweep.check import build_space
-from orchestrator.sweep.drive import SweepLoop, build_scheduler, front_of
+from orchestrator.sweep.closing import front_of
+from orchestrator.sweep.drive import SweepLoop
 from orchestrator.sweep.export import export_trials
 from orchestrator.sweep.feasible import Limits
 from orchestrator.sweep.importance import importance
@@ -37,6 +38,7 @@ from orchestrator.sweep.objectives import objectives_of
 from orchestrator.sweep.result import SweepResult
 from orchestrator.sweep.resume import require_same_job
 from orchestrator.sweep.schedule import sample_needs, schedule_line, warm_start
+from orchestrator.sweep.schedulers import build_scheduler
 from orchestrator.sweep.source import Source
 from orchestrator.sweep.summary import Summary, as_csv, as_data, note_rows, verdict
 from orchestrator.sweep.told import SweepTracking
@@ -126,7 +128,7 @@ class _Driver:
         if needs:
             self.pool.warm(*warm_start(needs, self.sweep, self.pool))
         source = Source(self.data, self.job, space, self.ledger, limits)
-        scheduler, judged_by = build_scheduler(self.job, self.sweep, source.objectives)
+        scheduler, judged_by = build_scheduler(self.sweep, source.objectives)
         self.loop = SweepLoop(
             self.run, self.job, self.sweep, self.ledger, source, self.pool, scheduler, judged_by, self.on_event,
             self.tick, self.ledger.spent_s,
