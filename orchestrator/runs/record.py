@@ -25,7 +25,7 @@ LIVE_STATES = ("created", "starting", "running", "stopping", "finishing")
 class RunRecord:
     """One run as far as it has come. Times are ISO 8601, UTC; `pid` and `host` name the driver.
 
-    `state` is one of `LIVE_STATES` or finished, failed, stopped, killed. `pid_started` (seconds since the epoch) tells
+    `kind` is run or sweep. `state` is one of `LIVE_STATES` or finished, failed, stopped, killed. `pid_started` (seconds since the epoch) tells
     the driver from a later process of the same number.
     """
 
@@ -43,6 +43,7 @@ class RunRecord:
     model_version: Mapping[str, str] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     command: str = ""
+    kind: str = "run"
 
     @property
     def is_live(self) -> bool:

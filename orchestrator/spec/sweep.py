@@ -9,6 +9,22 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 from orchestrator.spec.base import Section, Use
 from orchestrator.spec.expression import checked
 
+REFUSED = {
+    "searchers": {
+        "ax": "Ax has moved the names that Ray's wrapper of it imports",
+        "bayesopt": "bayesian-optimization has removed what Ray's wrapper of it uses; gp does the same",
+        "hebo": "HEBO asks for versions of numpy and scipy that torch and Ray no longer work with",
+        "zoopt": "ZOOpt refuses ranges over a logarithm",
+        "bohb": "hpbandster is no longer maintained; tpe with asha does much the same",
+        "hyperopt": "tpe is the same method, maintained",
+    },
+    "schedulers": {
+        "pbt": "population based training changes a trial's values on the way, so that no job describes its result",
+        "pb2": "it is population based training, which changes a trial's values on the way",
+    },
+}
+"""What people may ask for by name and is not offered, and why."""
+
 Condition = Annotated[str, AfterValidator(checked)]
 
 

@@ -68,7 +68,7 @@ def run_sweep(
             "the job has no sweep", hint="add a `sweep:` section (docs/sweeps.md), or `orchestrator run`"
         )
     storage = Path(job.cluster.storage).resolve()
-    run = find_run(storage, resume, name=job.name) if resume else create_run(storage, job.name, command)
+    run = _folder(storage, resume, job, command)
     if resume:
         require_same_job(run, job)
     with ExitStack() as stack:
@@ -84,6 +84,12 @@ def run_sweep(
             raise
         finally:
             driver.shut()
+
+
+def _folder(storage: Path, resume: str | None, job: JobSpec, command: str) -> RunDir:
+    if resume:
+        return find_run(storage, resume, name=job.name, kind="sweep")
+    return create_run(storage, job.name, command, kind="sweep")
 
 
 @dataclass

@@ -4,7 +4,9 @@ tracking sender work on it as on any run. Made, told about and closed by the dri
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +18,15 @@ from orchestrator.runs import control
 from orchestrator.runs.heartbeat import Watchdog, clear_heartbeats, read_heartbeats
 from orchestrator.runs.lease import Lease, acquire
 from orchestrator.runs.paths import RunDir
-from orchestrator.runs.record import RunRecord, now_iso, read_record, update_record, write_json, write_record
+from orchestrator.runs.record import (
+    RunRecord,
+    now_iso,
+    process_started,
+    read_record,
+    update_record,
+    write_json,
+    write_record,
+)
 from orchestrator.runs.spool import SpoolWriter
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.yaml_write import write
@@ -66,7 +76,11 @@ class TrialRun:
             write_record(self.run, RunRecord(run_id=self.run.run_id, name=job.name, created=now_iso()))
         self.lease = self.lease.advance() if self.lease is not None else acquire(self.run)
         self.attempt = max(self.attempt, read_record(self.run).attempt) + 1
-        update_record(self.run, state="running", attempt=self.attempt, verdict="", ended="")
+        pid = os.getpid()
+        update_record(
+            self.run, state="running", attempt=self.attempt, verdict="", ended="", pid=pid,
+            pid_started=process_started(pid), host=socket.gethostname(),
+        )  # fmt: skip
         clear_heartbeats(self.run)
         control.clear_stop(self.run)
         self.run.result.unlink(missing_ok=True)
