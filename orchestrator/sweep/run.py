@@ -42,6 +42,7 @@ from orchestrator.sweep.schedulers import build_scheduler
 from orchestrator.sweep.source import Source
 from orchestrator.sweep.summary import Summary, as_csv, as_data, note_rows, verdict
 from orchestrator.sweep.told import SweepTracking
+from orchestrator.tracking.links import sweep_links
 from orchestrator.tracking.note import build_note
 from orchestrator.tracking.request import TrackingState
 
@@ -231,7 +232,11 @@ class _Driver:
                 *notes,
                 f"{tracked[0]} records wait for the tracking server: `orchestrator runs sync {self.run.run_id}`",
             )
-        return SweepResult(self.run, state, said, summary, record.mlflow, self._version(summary), tracked[0], notes)
+        first = summary.objectives[0]
+        links = sweep_links(tracked[1], self.run.run_id, first.name, largest_first=first.direction == "max")
+        return SweepResult(
+            self.run, state, said, summary, {**record.mlflow, **links}, self._version(summary), tracked[0], notes
+        )
 
     def _version(self, summary: Summary) -> Mapping[str, str] | None:
         from orchestrator.tracking.request import read_state

@@ -155,6 +155,7 @@ def write_trial_request(
         resume=resume,
         tags=tags | ({"trial.repeat": str(repeat)} if repeat else {}),
         params=params,
+        started_ms=time.time_ns() // 1_000_000,
     )
 
 
