@@ -61,7 +61,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     objectives = {"val/accuracy": "max", "model/params": "min"}
     sweep = {"space": space, "objectives": objectives, "trials": TRIALS, "scheduler": {"use": "asha"}}
     data = tiny_sweep(folder / "runs", sweep, data={"classes": 2, "num_samples": 512})
-    (folder / "job.yaml").write_text(yaml.safe_dump(data))
+    (folder / "job.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
     run = _start(folder, "sweep", "job.yaml", "--json")
     said, _ = run.communicate(timeout=1200)
     assert run.returncode == 0, said
