@@ -212,14 +212,15 @@ class Pool:
             gang.waiting[actor.ready.remote()] = rank
 
     def _start_gang(self, gang: Gang) -> None:
-        """Let the ranks begin: rank 0's host is where they meet, and ranks count their GPUs by host."""
+        """Let the ranks begin; rank 0's host is where they meet.
+
+        Their `local_rank`, which picks the GPU, is 0: Ray shows each actor its own GPUs only.
+        """
         gang.is_up = True
-        hosts = [gang.said[rank]["host"] for rank in range(len(gang.actors))]
         master = (str(gang.said[0]["address"]), int(gang.said[0]["port"]))
         gang.said = {}
         for rank, actor in enumerate(gang.actors):
-            local = hosts[:rank].count(hosts[rank])
-            mine = replace(gang.share, rank=rank, world_size=len(hosts), local_rank=local, master=master)
+            mine = replace(gang.share, rank=rank, world_size=len(gang.actors), master=master)
             gang.waiting[actor.start.remote(mine)] = rank
 
     def _collect(self, gang: Gang, done: list[Any]) -> Iterator[PoolEvent]:

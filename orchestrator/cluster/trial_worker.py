@@ -53,7 +53,7 @@ class TrialWorker:
         self._home = os.getcwd()
 
     def ready(self) -> dict[str, Any]:
-        """Import what training needs; return this host's name and address, and a port that is free on it now."""
+        """Import what training needs; return this host's address, and a port that is free on it now."""
         import socket
 
         import ray.util
@@ -63,7 +63,7 @@ class TrialWorker:
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = int(probe.getsockname()[1])
-        return {"kind": "ready", "host": socket.gethostname(), "address": ray.util.get_node_ip_address(), "port": port}
+        return {"kind": "ready", "address": ray.util.get_node_ip_address(), "port": port}
 
     def start(self, share: Share) -> dict[str, Any]:
         """Begin to train; return the first thing it has to say (see `next`)."""

@@ -78,8 +78,8 @@ def loaded_after(*words: str) -> set[str]:
 @pytest.mark.parametrize(
     "words",
     [("check", "jobs/smoke.yaml"), ("check", "jobs/digits_cnn.yaml", "cluster.cpus_per_worker=0.5"),
-     ("plan", "jobs/smoke.yaml"), ("ls", "models"), ("schema",), ("init", "--list"), ("check", "jobs/sweep_digits.yaml"),
-     ("sweep", "jobs/sweep_digits.yaml", "--dry-run")],
+     ("plan", "jobs/smoke.yaml"), ("ls", "models"), ("schema",), ("init", "--list"),
+     ("check", "jobs/sweep_digits.yaml"), ("sweep", "jobs/sweep_digits.yaml", "--dry-run")],
     ids=" ".join,
 )  # fmt: skip
 def test_a_light_verb_loads_nothing_heavy(words: tuple[str, ...]) -> None:
