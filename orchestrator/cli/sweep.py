@@ -96,6 +96,7 @@ def _closing_lines(result: SweepResult, job: str) -> list[str]:
     rows.append(("where", str(result.path)))
     if result.mlflow.get("url"):
         rows.append(("mlflow", result.mlflow["url"]))
+    rows += [(name, result.mlflow[name]) for name in ("table", "charts") if name in result.mlflow]
     rows += [("note", note) for note in result.notes]
     best = result.summary.best
     if result.state == "stopped":

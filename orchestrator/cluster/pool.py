@@ -48,7 +48,7 @@ def room_of(need: Resources) -> Room:
 
 @dataclass(frozen=True)
 class PoolEvent:
-    """What became of a trial: `kind` is evaluated (`data`: step, metrics), ended (the engine's result) or failed."""
+    """What became of a trial: evaluated (`data`: step, metrics), ended (the result), measured (values) or failed."""
 
     trial: int
     kind: str
@@ -103,6 +103,12 @@ class Pool:
         """Give a trial to an idle gang, or to a new one. `can_start` has said that there is room."""
         gang = self._idle(need) or self._form(need, room_of(need))
         self._begin(gang, trial, share)
+
+    def measure(self, trial: int, folder: str, need: Resources) -> None:
+        """Have a trained trial's model timed by an idle gang or a new one: event `measured` (data: values)."""
+        gang = self._idle(need) or self._form(need, room_of(need))
+        gang.trial, gang.said, gang.began, gang.is_up = trial, {}, time.monotonic(), True
+        gang.waiting[gang.actors[0].measure.remote(folder)] = 0
 
     def has_room(self, room: Room) -> bool:
         """Say whether so much is held by nobody who works."""
@@ -206,14 +212,15 @@ class Pool:
             gang.waiting[actor.ready.remote()] = rank
 
     def _start_gang(self, gang: Gang) -> None:
-        """Let the ranks begin: rank 0's host is where they meet, and ranks count their GPUs by host."""
+        """Let the ranks begin; rank 0's host is where they meet.
+
+        Their `local_rank`, which picks the GPU, is 0: Ray shows each actor its own GPUs only.
+        """
         gang.is_up = True
-        hosts = [gang.said[rank]["host"] for rank in range(len(gang.actors))]
         master = (str(gang.said[0]["address"]), int(gang.said[0]["port"]))
         gang.said = {}
         for rank, actor in enumerate(gang.actors):
-            local = hosts[:rank].count(hosts[rank])
-            mine = replace(gang.share, rank=rank, world_size=len(hosts), local_rank=local, master=master)
+            mine = replace(gang.share, rank=rank, world_size=len(gang.actors), master=master)
             gang.waiting[actor.start.remote(mine)] = rank
 
     def _collect(self, gang: Gang, done: list[Any]) -> Iterator[PoolEvent]:
@@ -227,6 +234,9 @@ class Pool:
                 continue
             if said["kind"] == "evaluated" and gang.trial is not None:
                 yield PoolEvent(gang.trial, "evaluated", said)
+            elif said["kind"] == "measured" and gang.trial is not None:
+                trial, gang.trial = gang.trial, None
+                yield PoolEvent(trial, "measured", said)
             elif said["kind"] == "failed":
                 failures.append(Failure(**said["failure"]))
             else:

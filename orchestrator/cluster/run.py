@@ -51,7 +51,7 @@ def run_job(
     process is left.
     """
     storage = Path(spec.cluster.storage).resolve()
-    run = find_run(storage, resume, name=spec.name) if resume else create_run(storage, spec.name, command)
+    run = find_run(storage, resume, name=spec.name, kind="run") if resume else create_run(storage, spec.name, command)
     if resume:
         _require_same_job(run, spec)
     with ExitStack() as stack:

@@ -53,7 +53,7 @@ class TrialWorker:
         self._home = os.getcwd()
 
     def ready(self) -> dict[str, Any]:
-        """Import what training needs; return this host's name and address, and a port that is free on it now."""
+        """Import what training needs; return this host's address, and a port that is free on it now."""
         import socket
 
         import ray.util
@@ -63,7 +63,7 @@ class TrialWorker:
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = int(probe.getsockname()[1])
-        return {"kind": "ready", "host": socket.gethostname(), "address": ray.util.get_node_ip_address(), "port": port}
+        return {"kind": "ready", "address": ray.util.get_node_ip_address(), "port": port}
 
     def start(self, share: Share) -> dict[str, Any]:
         """Begin to train; return the first thing it has to say (see `next`)."""
@@ -74,6 +74,18 @@ class TrialWorker:
         """Answer an evaluation and wait for the next thing: `evaluated` (step, metrics), `ended` or `failed`."""
         self._answers.put(stop)
         return self._said.get()
+
+    def measure(self, folder: str) -> dict[str, Any]:
+        """Time the trial's model (see `train.latency`): `measured` (values), or `failed`."""
+        from orchestrator.spec.job import JobSpec
+
+        try:
+            from orchestrator.train.latency import measure_latency
+
+            job = JobSpec.model_validate_json(RunDir(Path(folder)).job.read_bytes())
+            return {"kind": "measured", "values": measure_latency(job, self._load(job))}
+        except Exception as error:  # of a user's model anything may come; the trial fails, not the process
+            return {"kind": "failed", "failure": asdict(failure_of(error, rank=0, step=-1))}
 
     def _train(self, share: Share) -> None:
         run = RunDir(Path(share.folder))

@@ -31,8 +31,8 @@ class RunInfo:
         return self.record.is_live and self.state != "died"
 
 
-def create_run(storage: Path, name: str, command: str = "") -> RunDir:
-    """Make the folder of a new run, `<name>-<n>` with n one above the highest there ever was, and its record.
+def create_run(storage: Path, name: str, command: str = "", *, kind: str = "run") -> RunDir:
+    """Make the folder of a new run (or, by `kind`, sweep), `<name>-<n>` with n one above the highest there ever was, and its record.
 
     Two runs never get the same number. Raises NotAbleError when the folder cannot be written.
     """
@@ -46,7 +46,7 @@ def create_run(storage: Path, name: str, command: str = "") -> RunDir:
         ) from error
     for folder in (run.logs, run.failures, run.heartbeats, run.spool):
         folder.mkdir()
-    write_record(run, RunRecord(run_id=run.run_id, name=name, created=now_iso(), command=command))
+    write_record(run, RunRecord(run_id=run.run_id, name=name, created=now_iso(), command=command, kind=kind))
     return run
 
 
@@ -84,21 +84,37 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
-def find_run(storage: Path, run_id: str = "latest", *, name: str | None = None) -> RunDir:
-    """Return a run by id, or the latest (of job `name`, if given). Raises JobFileError when there is none."""
+def find_run(
+    storage: Path, run_id: str = "latest", *, name: str | None = None, kind: str | None = None
+) -> RunDir:
+    """Return a run by id, or the latest (of job `name` and of this `kind`, if given).
+
+    Raises JobFileError when there is none, or when the one that is named is of another kind.
+    """
     if run_id != "latest":
         if "/" not in run_id and run_id not in (".", "..") and (storage / run_id / "run.json").is_file():
-            return RunDir((storage / run_id).resolve())
+            found = RunDir((storage / run_id).resolve())
+            _require_kind(found, kind)
+            return found
         known = [info.run.run_id for info in list_runs(storage, with_size=False)]
         raise JobFileError(
             f"there is no run '{run_id}' in {storage}",
             hint=f"runs there are: {', '.join(known[-8:])}" if known else "no run has been made there yet",
         )
     runs = [info for info in list_runs(storage, with_size=False) if name is None or info.record.name == name]
+    runs = [info for info in runs if kind is None or info.record.kind == kind]
     if not runs:
-        of_job = f" of job '{name}'" if name else ""
-        raise JobFileError(f"there is no run{of_job} in {storage}", hint="start one with `orchestrator run JOB`")
+        what, of_job = kind or "run", f" of job '{name}'" if name else ""
+        raise JobFileError(f"there is no {what}{of_job} in {storage}", hint=f"start one with `orchestrator {what} JOB`")
     return runs[-1].run
+
+
+def _require_kind(run: RunDir, kind: str | None) -> None:
+    found = read_record(run).kind
+    if kind is not None and found != kind:
+        raise JobFileError(
+            f"{run.run_id} is a {found}, not a {kind}", hint=f"`orchestrator {found} JOB --resume {run.run_id}` goes on with it"
+        )
 
 
 def delete_run(run: RunDir) -> int:

@@ -25,7 +25,7 @@ LIVE_STATES = ("created", "starting", "running", "stopping", "finishing")
 class RunRecord:
     """One run as far as it has come. Times are ISO 8601, UTC; `pid` and `host` name the driver.
 
-    `state` is one of `LIVE_STATES` or finished, failed, stopped, killed. `pid_started` (seconds since the epoch) tells
+    `kind` is run or sweep. `state` is one of `LIVE_STATES` or finished, failed, stopped, killed. `pid_started` (seconds since the epoch) tells
     the driver from a later process of the same number.
     """
 
@@ -43,6 +43,7 @@ class RunRecord:
     model_version: Mapping[str, str] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     command: str = ""
+    kind: str = "run"
 
     @property
     def is_live(self) -> bool:
@@ -106,18 +107,24 @@ def update_record(run: RunDir, **changes: Any) -> RunRecord:
     return record
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file so that a reader sees the old or the new content, also after a power cut."""
+def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Write a JSON file so that a reader sees the old or the new content, also after a power cut.
+
+    Not `durable`: never a part of it, but after a power cut perhaps neither (what can be made again).
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1, allow_nan=True)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    if not durable:
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from orchestrator.spec.places import Layer, Places, default_use, drop_own_keys
 from orchestrator.spec.yaml import Mark, read
 from orchestrator.wording import listed, shown
 
+_SPACE = "sweep.space."
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 
 
@@ -83,7 +84,7 @@ class _Override:
 
     def apply(self, layer: Layer) -> Problem | None:
         """Set the value; return what stands in the way."""
-        *parents, last = self.path.split(".")
+        *parents, last = self._keys(layer.data)
         holder: Any = layer.data
         walked: list[str] = []
         for part in parents:
@@ -102,6 +103,16 @@ class _Override:
         if problem is None:
             self._set(layer, holder, ".".join(parents), last)
         return problem
+
+    def _keys(self, data: Mapping[str, Any]) -> list[str]:
+        """Return the path's keys. Those of `sweep.space` are paths themselves: the longest that is there, or all."""
+        if not self.path.startswith(_SPACE):
+            return self.path.split(".")
+        rest = self.path.removeprefix(_SPACE)
+        space = (data.get("sweep") or {}).get("space") if isinstance(data.get("sweep"), dict) else None
+        known = [key for key in space if f"{rest}.".startswith(f"{key}.")] if isinstance(space, dict) else []
+        key = max(known, key=len, default=rest)
+        return ["sweep", "space", key, *rest.removeprefix(key).split(".")[1:]]
 
     def _set(self, layer: Layer, holder: Any, parent: str, last: str) -> None:
         if isinstance(holder, list):

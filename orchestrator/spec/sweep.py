@@ -9,6 +9,22 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 from orchestrator.spec.base import Section, Use
 from orchestrator.spec.expression import checked
 
+REFUSED = {
+    "searchers": {
+        "ax": "Ax has moved the names that Ray's wrapper of it imports",
+        "bayesopt": "bayesian-optimization has removed what Ray's wrapper of it uses; gp does the same",
+        "hebo": "HEBO asks for versions of numpy and scipy that torch and Ray no longer work with",
+        "zoopt": "ZOOpt refuses ranges over a logarithm",
+        "bohb": "hpbandster is no longer maintained; tpe with asha does much the same",
+        "hyperopt": "tpe is the same method, maintained",
+    },
+    "schedulers": {
+        "pbt": "population based training changes a trial's values on the way, so that no job describes its result",
+        "pb2": "it is population based training, which changes a trial's values on the way",
+    },
+}
+"""What people may ask for by name and is not offered, and why."""
+
 Condition = Annotated[str, AfterValidator(checked)]
 
 
@@ -55,8 +71,8 @@ class SweepSection(Section):
     """Expressions over the trial's job that must hold, for example `model.dim % model.heads == 0`; `plan.num_params`,
     `plan.flops_per_sample`, `plan.world_size`, `plan.total_steps` and `plan.memory_bytes` may stand in them."""
     objectives: dict[str, Literal["min", "max"]] = Field(default_factory=dict)
-    """Metrics of the best checkpoint (`val/accuracy`), or `model/params`, `model/flops`, `time/train_s`, and their
-    direction. Several: a Pareto front. Absent: `train.monitor`."""
+    """Metrics of the best checkpoint (`val/accuracy`), or `model/params`, `model/flops`, `time/train_s`,
+    `time/latency_ms`, and their direction. Several: a Pareto front. Absent: `train.monitor`."""
     search: Use = Use(use="random")
     """Where points come from: random, grid, sobol, tpe, gp, nsga2, or your own."""
     scheduler: Use = Use(use="fifo")

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import plugins
 from orchestrator.cluster.events import Event
 from orchestrator.cluster.failure import Failure
 from orchestrator.cluster.pool import Pool, PoolEvent, Room, room_of
@@ -21,15 +20,26 @@ from orchestrator.runs import control
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.sweep import SweepSection
+from orchestrator.sweep.closing import Closer
 from orchestrator.sweep.ledger import Ledger, Trial
-from orchestrator.sweep.objectives import Objective, aggregate, derived_values, pareto_front, scores_of
+from orchestrator.sweep.objectives import MEASURED, Objective, derived_values
 from orchestrator.sweep.schedulers import Scheduler
 from orchestrator.sweep.source import Source
-from orchestrator.sweep.trial_run import TrialRun, drop_checkpoints, trial_folder
+from orchestrator.sweep.trial_run import TrialRun, trial_folder
 
 _POLL_S = 0.1
 _AGAIN = {"infra", "hang", "preemption"}  # nobody's fault: begun again from the newest checkpoint
 _STATE_OF = {"oom": "oom", "train": "diverged"}
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A training that has ended and whose model is still to be measured."""
+
+    work: TrialRun
+    state: str
+    reason: str
+    values: dict[str, float]
 
 
 @dataclass
@@ -51,7 +61,10 @@ class SweepLoop:
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
+        self.closer = Closer(self.run, self.sweep, self.ledger, self.source, self.scheduler, self.on_event)
         self._queue: deque[TrialRun] = deque()
+        self._trained: deque[_Trained] = deque()
+        self._measuring: dict[int, _Trained] = {}
         self._working: dict[int, TrialRun] = {}
         self._slot = 0
         self._smallest: Room | None = None
@@ -65,6 +78,8 @@ class SweepLoop:
         while True:
             self._place()
             if not self._working:
+                if self._trained:
+                    continue
                 if not self._queue or self._stop_asked():
                     return
                 self._refuse(self._queue.popleft())
@@ -76,9 +91,10 @@ class SweepLoop:
 
     def close_open(self, state: str) -> None:
         """Close what is still open, for an end that is not the sweep's own."""
-        for work in list(self._working.values()):
+        for work in [*self._working.values(), *(done.work for done in self._trained)]:
             self._close(work, state, "the sweep was interrupted")
         self._working.clear()
+        self._trained.clear()
 
     @property
     def elapsed_s(self) -> float:
@@ -90,13 +106,13 @@ class SweepLoop:
         """Trials that count towards `sweep.trials`."""
         return sum(trial.state != "infeasible" for trial in self.ledger.trials.values())
 
-    def front(self) -> list[int]:
-        """Return the numbers of the trials that nothing dominates so far."""
-        return front_of(self.ledger, self.source.objectives)
-
     # ---- placing
 
     def _place(self) -> None:
+        if self._trained:  # measured alone: nothing new begins until those under way have ended
+            if not self._working:
+                self._measure(self._trained.popleft())
+            return
         while not self._stop_asked() and self._has_room():
             work = self._queue[0] if self._queue else self._fresh()
             if work is None:
@@ -121,7 +137,7 @@ class SweepLoop:
         found = self.source.next()
         for trial in list(self.ledger.trials.values())[known:]:
             if trial.state == "infeasible":
-                self._tell("infeasible", trial)
+                self.closer.tell("infeasible", trial)
         if found is None:
             self.ended = self.source.ended
             return None
@@ -147,7 +163,7 @@ class SweepLoop:
         done = [index for index in range(self.sweep.repeats) if index in trial.repeats]
         trial.seconds = sum(trial.repeats_s.values())
         if len(done) == self.sweep.repeats:
-            self._finish_trial(trial, "finished", "")
+            self.closer.finish(trial, "finished", "")
             return
         repeat = len(done)
         self._queue.append(TrialRun(trial, repeat, feasible, trial_folder(self.run, trial, repeat)))
@@ -156,7 +172,7 @@ class SweepLoop:
         """Nothing works, and yet there is no room: there never will be."""
         room, total = room_of(work.feasible.plan.resources), self.pool.total
         reason = f"needs {room.cpus:g} CPUs and {room.gpus:g} GPUs, the cluster has {total.cpus:g} and {total.gpus:g}"
-        self._finish_trial(work.trial, "infeasible", reason)
+        self.closer.finish(work.trial, "infeasible", reason)
 
     def _start(self, work: TrialRun) -> bool:
         need = work.feasible.plan.resources
@@ -172,7 +188,7 @@ class SweepLoop:
         work.trial.total_steps, work.trial.began = work.feasible.plan.batch.total_steps, time.monotonic()
         self._working[self._slot] = work
         self.pool.start(self._slot, share, need)
-        self._tell("begun", work.trial)
+        self.closer.tell("begun", work.trial)
         return True
 
     # ---- what trials say
@@ -182,7 +198,12 @@ class SweepLoop:
         if event.kind == "evaluated":
             stop = self._evaluated(work, int(event.data["step"]), dict(event.data["metrics"]))
             self.pool.answer(event.trial, stop=stop)
+        elif event.kind == "measured":
+            self._working.pop(event.trial)
+            done = self._measuring.pop(event.trial)
+            self._close(done.work, done.state, done.reason, done.values | dict(event.data["values"]))
         elif event.kind == "failed" and event.failure is not None:
+            self._measuring.pop(event.trial, None)
             self._failed(event.trial, event.failure)
         else:
             self._ended(event.trial, dict(event.data))
@@ -191,7 +212,7 @@ class SweepLoop:
         trial = work.trial
         trial.step, trial.evaluations = step, trial.evaluations + 1
         trial.curve.append((step, metrics))
-        self._tell("evaluated", trial)
+        self.closer.tell("evaluated", trial)
         if self._stop_asked():
             work.stop_reason = work.stop_reason or "interrupted"
             return True
@@ -214,12 +235,22 @@ class SweepLoop:
             return
         values = dict(result["best_metrics"] or result["metrics"])
         values |= derived_values(work.feasible.plan, float(result["train_s"]))
+        later = MEASURED & {each.name for each in self.source.objectives}
+        values |= dict.fromkeys(later, 0.0)  # to come
         missing = [each.name for each in self.source.objectives if not math.isfinite(values.get(each.name, math.nan))]
         state = "stopped" if stopped else "finished"
         reason = f"at step {trial.step} of {trial.total_steps}" if stopped else ""
         if missing:
             state, reason = "diverged", f"{', '.join(missing)} was not finite or not reported"
+        elif later:
+            self._trained.append(_Trained(work, state, reason, values))
+            return
         self._close(work, state, reason, values)
+
+    def _measure(self, done: _Trained) -> None:
+        self._slot += 1
+        self._working[self._slot], self._measuring[self._slot] = done.work, done
+        self.pool.measure(self._slot, str(done.work.run.path), done.work.feasible.plan.resources)
 
     def _failed(self, slot: int, failure: Failure) -> None:
         work = self._working.pop(slot)
@@ -233,44 +264,9 @@ class SweepLoop:
         self._close(work, _STATE_OF.get(failure.kind, "failed"), failure.describe())
 
     def _close(self, work: TrialRun, state: str, reason: str, values: dict[str, float] | None = None) -> None:
-        """Close one training; when it was the last of its trial, the trial."""
-        trial, values = work.trial, values or {}
-        seconds = time.monotonic() - work.began
-        trial.seconds += seconds
-        told = {f"objective/{each.name}": values[each.name] for each in self.source.objectives if each.name in values}
-        line = f"{state}: {reason}" if reason else f"{state}: {self._said(values)}"
-        work.close(state, line, told, {"trial.state": state})
-        if state == "interrupted":
-            self.ledger.end(trial, state, reason=reason)
-            self._tell("interrupted", trial)
-            return
-        if state == "finished":
-            self.ledger.repeat(trial, work.repeat, values, seconds)
-            if work.repeat + 1 < self.sweep.repeats:
-                again = work.repeat + 1
-                self._queue.appendleft(TrialRun(trial, again, work.feasible, trial_folder(self.run, trial, again)))
-                return
-        self._finish_trial(trial, state, reason, values)
-
-    def _finish_trial(self, trial: Trial, state: str, reason: str, values: dict[str, float] | None = None) -> None:
-        if state == "finished":
-            columns = [trial.repeats[index] for index in sorted(trial.repeats)]
-            values = aggregate(columns, self.sweep.aggregate, self.source.objectives)
-        self.scheduler.close(trial.number)
-        self.ledger.end(trial, state, values=values, reason=reason)
-        self.source.tell(trial)
-        self._tidy()
-        self._tell("ended", trial)
-
-    def _tidy(self) -> None:
-        """Delete the checkpoints of ended trials that something dominates."""
-        if self.sweep.keep == "all":
-            return
-        front = set(self.front())
-        for trial in self.ledger.trials.values():
-            if trial.is_over and trial.number not in front and trial.state != "infeasible":
-                for repeat in range(self.sweep.repeats):
-                    drop_checkpoints(trial_folder(self.run, trial, repeat))
+        again = self.closer.close(work, state, reason, values)
+        if again is not None:
+            self._queue.appendleft(again)
 
     def _watch(self) -> None:
         for slot, work in list(self._working.items()):
@@ -291,30 +287,3 @@ class SweepLoop:
 
     def _tell(self, what: str, trial: Trial) -> None:
         self.on_event(Event("trial", trial.name, {"what": what, "trial": trial}))
-
-
-def front_of(ledger: Ledger, objectives: tuple[Objective, ...]) -> list[int]:
-    """Return the numbers of the finished trials that no other dominates, the first objective's best first.
-
-    A trial that a scheduler ended early takes part: its best checkpoint is as good as any.
-    """
-    done = [trial for trial in ledger.trials.values() if trial.state in ("finished", "stopped")]
-    return pareto_front({trial.number: scores_of(trial.values, objectives) for trial in done})
-
-
-def build_scheduler(
-    job: JobSpec, sweep: SweepSection, objectives: tuple[Objective, ...]
-) -> tuple[Scheduler, Objective | None]:
-    """Return the scheduler and what it judges by (None: it judges nothing)."""
-    use = sweep.scheduler
-    scheduler: Scheduler = plugins.build("schedulers", use.use, use.options)
-    if not getattr(plugins.load("schedulers", use.use), "uses_metric", True):
-        return scheduler, None
-    metric, mode = use.options.get("metric"), use.options.get("mode")
-    known = {each.name: each for each in objectives}
-    if metric is None:
-        measured = [each for each in objectives if each.name.startswith("val/")]
-        return scheduler, (measured or list(objectives))[0]
-    if metric in known and mode in (None, known[metric].direction):
-        return scheduler, known[metric]
-    return scheduler, Objective(metric, mode or "min")

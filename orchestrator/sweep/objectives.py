@@ -17,8 +17,11 @@ Direction = Literal["min", "max"]
 DERIVED = {
     "model/params": "number of weights (from the plan)",
     "model/flops": "floating-point operations of a forward pass on one sample (from the plan)",
+    "time/latency_ms": "milliseconds for one sample, measured after training while nothing else trains",
     "time/train_s": "seconds of training (measured, in whatever company the trial had)",
 }
+MEASURED = {"time/latency_ms"}
+"""Objectives that take an exclusive moment after each trial; measured only when they are asked for."""
 
 
 @dataclass(frozen=True)

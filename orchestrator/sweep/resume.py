@@ -15,9 +15,7 @@ def require_same_job(run: RunDir, job: JobSpec) -> None:
         before = JobSpec.model_validate_json(run.job.read_bytes())
     except OSError:
         return
-    if before.sweep is None:
-        raise JobFileError(f"{run.run_id} is a run, not a sweep", hint=f"`orchestrator run JOB --resume {run.run_id}`")
-    varies = {*before.sweep.space, *(job.sweep.space if job.sweep else ())}
+    varies = {*(before.sweep.space if before.sweep else ()), *(job.sweep.space if job.sweep else ())}
     problems = [
         Problem(key, f"was {was!r} when the sweep began, is {now!r} now", f"set {key} back, or start anew", "resume")
         for key, was, now in differing_keys(before, job)

@@ -28,7 +28,8 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.spec.resolve import resolved_text
 from orchestrator.spec.sweep import SweepSection
 from orchestrator.sweep.check import build_space
-from orchestrator.sweep.drive import SweepLoop, build_scheduler, front_of
+from orchestrator.sweep.closing import front_of
+from orchestrator.sweep.drive import SweepLoop
 from orchestrator.sweep.export import export_trials
 from orchestrator.sweep.feasible import Limits
 from orchestrator.sweep.importance import importance
@@ -37,9 +38,11 @@ from orchestrator.sweep.objectives import objectives_of
 from orchestrator.sweep.result import SweepResult
 from orchestrator.sweep.resume import require_same_job
 from orchestrator.sweep.schedule import sample_needs, schedule_line, warm_start
+from orchestrator.sweep.schedulers import build_scheduler
 from orchestrator.sweep.source import Source
 from orchestrator.sweep.summary import Summary, as_csv, as_data, note_rows, verdict
 from orchestrator.sweep.told import SweepTracking
+from orchestrator.tracking.links import sweep_links
 from orchestrator.tracking.note import build_note
 from orchestrator.tracking.request import TrackingState
 
@@ -66,7 +69,7 @@ def run_sweep(
             "the job has no sweep", hint="add a `sweep:` section (docs/sweeps.md), or `orchestrator run`"
         )
     storage = Path(job.cluster.storage).resolve()
-    run = find_run(storage, resume, name=job.name) if resume else create_run(storage, job.name, command)
+    run = _folder(storage, resume, job, command)
     if resume:
         require_same_job(run, job)
     with ExitStack() as stack:
@@ -82,6 +85,12 @@ def run_sweep(
             raise
         finally:
             driver.shut()
+
+
+def _folder(storage: Path, resume: str | None, job: JobSpec, command: str) -> RunDir:
+    if resume:
+        return find_run(storage, resume, name=job.name, kind="sweep")
+    return create_run(storage, job.name, command, kind="sweep")
 
 
 @dataclass
@@ -126,7 +135,7 @@ class _Driver:
         if needs:
             self.pool.warm(*warm_start(needs, self.sweep, self.pool))
         source = Source(self.data, self.job, space, self.ledger, limits)
-        scheduler, judged_by = build_scheduler(self.job, self.sweep, source.objectives)
+        scheduler, judged_by = build_scheduler(self.sweep, source.objectives)
         self.loop = SweepLoop(
             self.run, self.job, self.sweep, self.ledger, source, self.pool, scheduler, judged_by, self.on_event,
             self.tick, self.ledger.spent_s,
@@ -223,7 +232,11 @@ class _Driver:
                 *notes,
                 f"{tracked[0]} records wait for the tracking server: `orchestrator runs sync {self.run.run_id}`",
             )
-        return SweepResult(self.run, state, said, summary, record.mlflow, self._version(summary), tracked[0], notes)
+        first = summary.objectives[0]
+        links = sweep_links(tracked[1], self.run.run_id, first.name, largest_first=first.direction == "max")
+        return SweepResult(
+            self.run, state, said, summary, {**record.mlflow, **links}, self._version(summary), tracked[0], notes
+        )
 
     def _version(self, summary: Summary) -> Mapping[str, str] | None:
         from orchestrator.tracking.request import read_state

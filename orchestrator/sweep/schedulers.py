@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any, Literal, Protocol
 
+from orchestrator import plugins
+from orchestrator.spec.sweep import SweepSection
+from orchestrator.sweep.objectives import Objective
+
 
 class Scheduler(Protocol):
     """What a plug-in of the group `schedulers` builds: `build(config)` returns one."""
@@ -181,3 +185,19 @@ class Median:
 
 def _got(scores: Sequence[float], evaluation: int) -> bool:
     return len(scores) >= evaluation and all(math.isfinite(each) for each in scores[:evaluation])
+
+
+def build_scheduler(sweep: SweepSection, objectives: tuple[Objective, ...]) -> tuple[Scheduler, Objective | None]:
+    """Return the scheduler and what it judges by (None: it judges nothing)."""
+    use = sweep.scheduler
+    scheduler: Scheduler = plugins.build("schedulers", use.use, use.options)
+    if not getattr(plugins.load("schedulers", use.use), "uses_metric", True):
+        return scheduler, None
+    metric, mode = use.options.get("metric"), use.options.get("mode")
+    known = {each.name: each for each in objectives}
+    if metric is None:
+        measured = [each for each in objectives if each.name.startswith("val/")]
+        return scheduler, (measured or list(objectives))[0]
+    if metric in known and mode in (None, known[metric].direction):
+        return scheduler, known[metric]
+    return scheduler, Objective(metric, mode or "min")

@@ -13,7 +13,8 @@ from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import read_record
 from orchestrator.runs.spool import SpoolWriter
 from orchestrator.spec.job import JobSpec
-from orchestrator.sweep.space import Space
+from orchestrator.sweep.point import short_value
+from orchestrator.sweep.space import Param, Space
 from orchestrator.tracking.handle import start_sender
 from orchestrator.tracking.request import TrackingState, write_request
 
@@ -87,7 +88,7 @@ def sweep_params(job: JobSpec, space: Space) -> dict[str, str]:
     sweep = job.sweep
     if sweep is None:
         return {}
-    found: dict[str, Any] = {f"space.{param.path}": param.describe() for param in space.params}
+    found: dict[str, Any] = {f"space.{param.path}": _words(param) for param in space.params}
     for param in space.params:
         if param.when is not None:
             found[f"space.{param.path}"] += f", when {param.when.text}"
@@ -99,3 +100,8 @@ def sweep_params(job: JobSpec, space: Space) -> dict[str, str]:
         if getattr(sweep, key) is not None:
             found[key] = getattr(sweep, key)
     return {key: redact_value(key, value)[:500] for key, value in found.items()}
+
+
+def _words(param: Param) -> str:
+    """Return a parameter's choices or its range."""
+    return ", ".join(map(short_value, param.values)) if param.values is not None else param.describe()

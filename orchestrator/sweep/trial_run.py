@@ -4,19 +4,29 @@ tracking sender work on it as on any run. Made, told about and closed by the dri
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from orchestrator.cluster.trial_worker import Share
+from orchestrator.errors import NotAbleError
 from orchestrator.plan.build import resolved_job
 from orchestrator.runs import control
 from orchestrator.runs.heartbeat import Watchdog, clear_heartbeats, read_heartbeats
 from orchestrator.runs.lease import Lease, acquire
 from orchestrator.runs.paths import RunDir
-from orchestrator.runs.record import RunRecord, now_iso, read_record, update_record, write_json, write_record
+from orchestrator.runs.record import (
+    RunRecord,
+    now_iso,
+    process_started,
+    read_record,
+    update_record,
+    write_json,
+)
 from orchestrator.runs.spool import SpoolWriter
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.yaml_write import write
@@ -62,11 +72,10 @@ class TrialRun:
         resume = self.run.record.is_file()
         for folder in (self.run.logs, self.run.failures, self.run.heartbeats, self.run.spool):
             folder.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            write_record(self.run, RunRecord(run_id=self.run.run_id, name=job.name, created=now_iso()))
+        record = self._last_record(job.name)
         self.lease = self.lease.advance() if self.lease is not None else acquire(self.run)
-        self.attempt = max(self.attempt, read_record(self.run).attempt) + 1
-        update_record(self.run, state="running", attempt=self.attempt, verdict="", ended="")
+        self.attempt = max(self.attempt, record.attempt) + 1
+        self._write_record(record)
         clear_heartbeats(self.run)
         control.clear_stop(self.run)
         self.run.result.unlink(missing_ok=True)
@@ -76,10 +85,23 @@ class TrialRun:
         self.began, self.stop_reason, self.watchdog = time.monotonic(), "", Watchdog()
         return Share(str(self.run.path), attempt=self.attempt, token=self.lease.token, resume=resume)
 
+    def _last_record(self, name: str) -> RunRecord:
+        try:
+            return read_record(self.run)
+        except NotAbleError:  # there was none, or a power cut took it
+            return RunRecord(run_id=self.run.run_id, name=name, created=now_iso(), kind="trial")
+
+    def _write_record(self, record: RunRecord) -> None:
+        """The ledger is what a resume goes by, so the record of a trial need not outlive a power cut."""
+        pid = os.getpid()
+        started, host = process_started(pid), socket.gethostname()
+        now = replace(record, state="running", attempt=self.attempt, verdict="", ended="")
+        write_json(self.run.record, asdict(replace(now, pid=pid, pid_started=started, host=host)), durable=False)
+
     def _write_job(self, job: JobSpec) -> None:
         """Write the job as workers read it, and as a person would run it alone: without what the plan chose here."""
         alone = job.model_copy(update={"sweep": None})
-        write_json(self.run.job, resolved_job(alone, self.feasible.plan).model_dump(mode="json"))
+        write_json(self.run.job, resolved_job(alone, self.feasible.plan).model_dump(mode="json"), durable=False)
         said = (
             f"# Trial {self.trial.name}: {point_name(self.trial.point)}\n# orchestrator run {self.run.path}/job.yaml\n"
         )
@@ -141,6 +163,7 @@ def write_trial_request(
         resume=resume,
         tags=tags | ({"trial.repeat": str(repeat)} if repeat else {}),
         params=params,
+        started_ms=time.time_ns() // 1_000_000,
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from orchestrator.runs.paths import RunDir
 from orchestrator.tracking import store
 from orchestrator.tracking.cursor import Cursor, load_cursor, spool_files
+from orchestrator.tracking.ending import ending_of_dead_run
 from orchestrator.tracking.pump import Pump, send_request
 from orchestrator.tracking.request import TrackingRequest, read_request, read_state, url_of, write_state
 from orchestrator.tracking.ship import Shipper
@@ -58,10 +59,20 @@ class Children:
             pump.finish()
             del self._pumps[name]
             return 1
+        if self._once and not pump.cursor.closed:
+            self._end_dead(run, pump)
         if pump.cursor.closed:
             del self._pumps[name]
             self._done_bytes[name] = size
         return 0
+
+    def _end_dead(self, run: RunDir, pump: Pump) -> None:
+        """Give a trial whose driver is gone its true status."""
+        ending = ending_of_dead_run(run)
+        if ending is not None:
+            if pump.shipper.status() == "RUNNING":
+                pump.shipper.finish(*ending)
+            pump.note_closed(True)
 
     def _open(self, run: RunDir) -> Pump | None:
         request, cursor = read_request(run), load_cursor(run)

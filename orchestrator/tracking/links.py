@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 from orchestrator.runs.paths import RunDir
-from orchestrator.tracking.request import read_state, url_of
+from orchestrator.tracking.request import TrackingState, read_state, url_of
 
 
 def last_run_link(storage: Path, base: str) -> str:
@@ -17,3 +18,20 @@ def last_run_link(storage: Path, base: str) -> str:
         if state.run_id:
             return url_of(state, base)
     return ""
+
+
+def sweep_links(state: TrackingState, sweep_id: str, objective: str, *, largest_first: bool) -> dict[str, str]:
+    """Return the links of a sweep's trials in MLflow, best first: as a table and as charts; {} before a run exists."""
+    page, found, _ = url_of(state).partition("/runs/")
+    if not found:
+        return {}
+    asked = {
+        "workflowType": "machine_learning",
+        "searchFilter": f"tags.`orchestrator.sweep` = '{sweep_id}'",
+        "orderByKey": f"metrics.`objective/{objective}`",
+        "orderByAsc": str(not largest_first).lower(),
+    }
+    return {
+        name: f"{page}/runs?{urlencode({**asked, 'compareRunsMode': mode}, quote_via=quote)}"
+        for name, mode in (("table", "TABLE"), ("charts", "CHART"))
+    }

@@ -24,7 +24,8 @@ class TrackingRequest:
     """Where a run is tracked and under which names. `key` finds a run again that was created but not yet announced.
 
     `mlflow_run_id` is set on resume: that run is reopened. `after_bytes` is the length of `driver.jsonl` when the
-    request was written: a `status` before it belongs to an earlier start and does not end this one.
+    request was written: a `status` before it belongs to an earlier start and does not end this one. `started_ms`: when
+    the run began; 0: now, as far as the sender is concerned, which for a trial may be after its end.
     """
 
     uri: str
@@ -40,6 +41,7 @@ class TrackingRequest:
     mlflow_run_id: str = ""
     key: str = ""
     after_bytes: int = 0
+    started_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def write_request(
     register_as: str | None = None,
     alias: str | None = None,
     mlflow_run_id: str = "",
+    started_ms: int = 0,
 ) -> TrackingRequest:
     """Write `tracking.json` (mode 0600: the URI may hold credentials) and return it.
 
@@ -104,6 +107,7 @@ def write_request(
         mlflow_run_id=mlflow_run_id or (read_state(run).run_id if resume else ""),
         key=earlier.key if earlier else uuid.uuid4().hex,
         after_bytes=driver.stat().st_size if driver.exists() else 0,
+        started_ms=started_ms,
     )
     replace_json(request_path(run), asdict(request), mode=0o600)
     return request

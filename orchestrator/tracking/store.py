@@ -175,9 +175,8 @@ def ensure_run(
         return found
     tags = {key: redact_value(key, value) for key, value in request.tags.items()}
     tags[KEY_TAG] = request.key
-    created = client.create_run(
-        experiment_id, start_time=time.time_ns() // 1_000_000, tags=tags, run_name=request.run_name
-    )
+    start_time = request.started_ms or time.time_ns() // 1_000_000
+    created = client.create_run(experiment_id, start_time=start_time, tags=tags, run_name=request.run_name)
     return str(created.info.run_id)
 
 

@@ -15,7 +15,8 @@ LIGHT = [
     "orchestrator", "orchestrator.errors", "orchestrator.log", "orchestrator.plugins", "orchestrator.wording",
     "orchestrator.environment", "orchestrator.spec.load", "orchestrator.spec.schema", "orchestrator.spec.reference",
     "orchestrator.spec.resolve", "orchestrator.plan.build", "orchestrator.plan.describe", "orchestrator.plan.available",
-    "orchestrator.cli.app", "orchestrator.models", "orchestrator.jobs",
+    "orchestrator.cli.app", "orchestrator.models", "orchestrator.jobs", "orchestrator.sweep.check",
+    "orchestrator.sweep.source", "orchestrator.sweep.schedulers", "orchestrator.sweep.ledger",
 ]  # fmt: skip
 BLOCK = """
 import sys
@@ -77,7 +78,8 @@ def loaded_after(*words: str) -> set[str]:
 @pytest.mark.parametrize(
     "words",
     [("check", "jobs/smoke.yaml"), ("check", "jobs/digits_cnn.yaml", "cluster.cpus_per_worker=0.5"),
-     ("plan", "jobs/smoke.yaml"), ("ls", "models"), ("schema",), ("init", "--list")],
+     ("plan", "jobs/smoke.yaml"), ("ls", "models"), ("schema",), ("init", "--list"),
+     ("check", "jobs/sweep_digits.yaml"), ("sweep", "jobs/sweep_digits.yaml", "--dry-run")],
     ids=" ".join,
 )  # fmt: skip
 def test_a_light_verb_loads_nothing_heavy(words: tuple[str, ...]) -> None:

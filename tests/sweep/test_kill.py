@@ -86,7 +86,7 @@ def check_jobs(folder: Path) -> None:
             assert job["optim"]["lr"] == record["point"]["optim.lr"]
 
 
-def kill_and_resume(folder: Path, after: int, *, event: str) -> None:
+def kill_and_resume(folder: Path, after: int, *, event: str, sync: bool = False) -> None:
     job = write_job(folder)
     process = start(job)
     wait_for_trials(folder, after, process, event=event)
@@ -94,6 +94,12 @@ def kill_and_resume(folder: Path, after: int, *, event: str) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert still_there(family) == []
+    if sync:
+        words = [sys.executable, "-m", "orchestrator", "runs", "sync", "tiny-1", "--storage", str(folder / "runs")]
+        subprocess.run(words, check=True, capture_output=True, timeout=200)
+        statuses = [run["status"] for run in mlflow_runs(folder / "runs")]
+        assert "KILLED" in statuses
+        assert "RUNNING" not in statuses
     again = start(job, "--resume")
     said, told = again.communicate(timeout=300)
     assert again.returncode == 0, told
@@ -103,7 +109,7 @@ def kill_and_resume(folder: Path, after: int, *, event: str) -> None:
 
 
 def test_a_killed_driver_is_resumed(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, 3, event="ended")
+    kill_and_resume(tmp_path, 3, event="ended", sync=True)
     runs = mlflow_runs(tmp_path / "runs")
     assert len(runs) == 1 + TRIALS
     assert {run["status"] for run in runs} == {"FINISHED"}

@@ -123,6 +123,22 @@ def test_a_finished_sweep_is_extended_and_finished_trials_are_not_repeated(tmp_p
     assert {run["status"] for run in runs} == {"FINISHED"}
 
 
+def test_latency_is_measured_while_nothing_else_trains_and_repeats_are_put_together(tmp_path: Path) -> None:
+    data = tiny_sweep(
+        tmp_path / "runs",
+        {
+            "space": {"model.hidden": [[4], [2048, 2048]]},
+            "search": {"use": "grid"},
+            "objectives": {"val/loss": "min", "time/latency_ms": "min"},
+            "repeats": 2,
+        },
+    )
+    result, _ = search(data)
+    small, large = result.summary.trials.values()
+    assert 0 < small.values["time/latency_ms"] < large.values["time/latency_ms"]
+    assert small.repeats[0]["time/latency_ms"] != small.repeats[1]["time/latency_ms"]
+
+
 def test_two_workers_a_trial_beside_trials_of_one_and_repeats(tmp_path: Path) -> None:
     data = tiny_sweep(
         tmp_path / "runs",
