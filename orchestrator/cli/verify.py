@@ -61,6 +61,9 @@ def command(
         from orchestrator.cli.verify_matrix import show_matrix
 
         return show_matrix(out, numbers(ranks), models, steps, output, cells)
+    for flag, given in (("--cells", cells), ("--output", output), ("--models", models)):
+        if given:
+            raise click.UsageError(f"{flag} goes with --matrix")
     if not jobs:
         raise click.UsageError("which job? give one job file or several, or --matrix")
     if timeline is not None:

@@ -31,7 +31,8 @@ def show_matrix(
         out.note(f"model {name} is registered, but there is no small job for it here: give `verify` a job of yours")
     among = spots(rows, ranks)
     fitting = sum(1 for spot in among if spot.candidate is not None)
-    kept = KeptCells(cells_file, steps) if cells_file is not None else None
+    today = datetime.now(UTC).date().isoformat()
+    kept = KeptCells(cells_file, steps, today) if cells_file is not None else None
     left = kept.missing(among) if kept is not None else among
     seen = [1] * (fitting - sum(1 for spot in left if spot.candidate is not None))
     there = f"; {len(seen)} of them are in {cells_file} already" if seen else ""
@@ -50,7 +51,7 @@ def show_matrix(
     text = page(
         cells,
         command=shlex.join(["orchestrator", *sys.argv[1:]]),
-        date=datetime.now(UTC).date().isoformat(),
+        date=today if kept is None or kept.begun == today else f"{kept.begun} to {today}",
         machine=_machine(),
         num_steps=steps,
     )

@@ -58,7 +58,8 @@ def apply_float8(
     torchao.convert_to_float8_training(
         module,
         module_filter_fn=lambda child, name: name in chosen,
-        config=torchao.Float8LinearConfig(emulate=emulated),
+        # Padded, because the weights' gradients multiply over rows, whose number need not divide by 16.
+        config=torchao.Float8LinearConfig(emulate=emulated, pad_inner_dim=not emulated),
     )
     return chosen
 

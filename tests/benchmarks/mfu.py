@@ -87,7 +87,9 @@ def rows_of(job: JobSpec, device: torch.device, name: str) -> list[tuple[str, st
     assert plan.num_params is not None
     assert plan.flops_per_sample is not None
     work = 3 * plan.flops_per_sample * job.train.batch_size * STEPS
-    peak = next((tflops for word, tflops in PEAK_TFLOPS.items() if word in name), None)
+    peak = next(
+        (tflops for words, tflops in PEAK_TFLOPS.items() if f" {words} " in f" {name.replace('-', ' ')} "), None
+    )
     rows = [(name, f"{plan.num_params / 1e9:.3f}B parameters, {job.train.batch_size} sequences a step")]
     ours: list[float] = []
     for what, make in contenders().items():
@@ -269,7 +271,7 @@ def lightning_steps(engine: Engine) -> Steps:
 
 def transformers_steps(engine: Engine) -> Steps:
     """A train of transformers' Trainer, bf16, nothing logged or saved; its first steps are not timed."""
-    from tempfile import mkdtemp
+    from tempfile import TemporaryDirectory
 
     from transformers import Trainer as HfTrainer
     from transformers import TrainerCallback, TrainingArguments
@@ -285,11 +287,11 @@ def transformers_steps(engine: Engine) -> Steps:
 
     module, clock, size = WithLoss(engine), Clock(), engine.job.train.batch_size
     samples = [{"tokens": tokens, "labels": labels} for tokens, labels in _tokens(engine)]
-    folder = mkdtemp(prefix="trainer-")
+    folder = TemporaryDirectory(prefix="trainer-")
 
     def steps() -> float:
         args = TrainingArguments(
-            output_dir=folder,
+            output_dir=folder.name,
             per_device_train_batch_size=size,
             max_steps=WARM_STEPS + STEPS,
             learning_rate=_LR,
@@ -302,6 +304,7 @@ def transformers_steps(engine: Engine) -> Steps:
             disable_tqdm=True,
             logging_strategy="no",
         )
+        args._n_gpu = 1  # alone it would take every GPU that it sees, by DataParallel
         HfTrainer(model=module, args=args, train_dataset=samples, callbacks=[clock]).train()
         return clock.seconds
 

@@ -71,17 +71,22 @@ def test_the_whole_matrix_agrees() -> None:
 def test_a_matrix_that_was_interrupted_goes_on_with_what_is_missing_or_failed(tmp_path: Path) -> None:
     among = [spot for spot in ALL if spot.layout.world_size == 2 and spot.model == "mlp" and spot.candidate is not None]
     first, second, third = (Cell("mlp", 2, label_of(spot), spot.schedule, 1e-16) for spot in among[:3])
-    kept = KeptCells(tmp_path / "cells.jsonl", num_steps=3)
+    kept = KeptCells(tmp_path / "cells.jsonl", num_steps=3, date="2030-01-01")
     kept.add(first)
     kept.add(replace(second, difference=None, error="the machine ran out of memory"))
     kept.add(third)
     text = (tmp_path / "cells.jsonl").read_text()
     (tmp_path / "cells.jsonl").write_text(text[: text.rindex("1e-16")])  # killed in the middle of a line
-    again = KeptCells(tmp_path / "cells.jsonl", num_steps=3)
+    again = KeptCells(tmp_path / "cells.jsonl", num_steps=3, date="2030-01-02")
     assert again.missing(among) == among[1:]
-    assert again.of(among[:1]) == [first]
+    again.add(third)
+    again.add(replace(second, difference=1.0))
+    last = KeptCells(tmp_path / "cells.jsonl", num_steps=3, date="2030-01-03")
+    assert last.begun == "2030-01-01"
+    assert last.of(among[:3]) == [first, replace(second, difference=1.0), third]
+    assert last.missing(among) == [among[1], *among[3:]]
     with pytest.raises(OrchestratorError, match="measured with"):
-        KeptCells(tmp_path / "cells.jsonl", num_steps=2)
+        KeptCells(tmp_path / "cells.jsonl", num_steps=2, date="2030-01-03")
 
 
 def cell(model: str, layout: str, schedule: str = "", **rest: object) -> Cell:
