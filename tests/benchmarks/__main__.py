@@ -7,7 +7,7 @@ import sys
 import time
 from importlib import import_module
 
-BENCHMARKS = ("startup", "engine_step", "first_step", "layouts")
+BENCHMARKS = ("startup", "engine_step", "first_step", "layouts", "compression")
 
 
 def main(names: list[str]) -> None:
