@@ -31,6 +31,8 @@ NOISY = "too noisy, no figure"
 DISTURBED = "no figure: eager PyTorch is far slower than with one thread, so another process takes its cores"
 MAX_NOISE = 0.03
 ATTEMPTS = 5
+BUDGET_S = 8.0
+"""No attempt for a figure begins later than this after the first: where cores are taken away, one may take long."""
 MAX_SLOWDOWN = 1.5
 _BLOCK_S = 0.004
 _MAX_CALLS = 400
@@ -67,9 +69,10 @@ def time_all(folder: Path) -> list[dict[str, Any]]:
 def settle(measure: Callable[[], dict[str, Any]], attempts: int = ATTEMPTS) -> dict[str, Any]:
     """Return the first measurement that is quiet enough to give a figure, else the last; `attempts` says how many."""
     found: dict[str, Any] = {}
+    begun = time.monotonic()
     for number in range(1, attempts + 1):
         found = measure() | {"attempts": number}
-        if found["verdict"] == "ok":
+        if found["verdict"] == "ok" or time.monotonic() - begun > BUDGET_S:
             break
     return found
 

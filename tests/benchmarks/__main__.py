@@ -7,7 +7,7 @@ import sys
 import time
 from importlib import import_module
 
-BENCHMARKS = ("startup", "engine_step", "first_step", "layouts", "sweeps", "mfu")
+BENCHMARKS = ("startup", "engine_step", "first_step", "layouts", "compression", "sweeps", "mfu")
 
 
 def main(names: list[str]) -> None:

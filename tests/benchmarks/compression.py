@@ -1,0 +1,147 @@
+"""What compression makes of four models: file, speed, quality, memory, each measured from the file as a job does.
+
+`python -m tests.benchmarks compression` runs all, `python -m tests.benchmarks.compression digits archive` some of
+digits, archive, resnet18, text and speed. The models are trained here in one process; ratios are those of
+`compress.timing`: contenders in turn, an A/A pair, no figure where it is too noisy. The ResNet-18 and the large
+language model are trained for a few steps only: they stand for their sizes, not for what they know.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from orchestrator.compress.pipeline import Outcome, Trained, compress
+from orchestrator.spec.job import JobSpec
+from orchestrator.spec.load import load_job, load_spec
+from tests.compress.making import make_trained
+
+JOBS = Path(__file__).parents[2] / "jobs"
+SEEDS = (0, 1, 2)
+PRUNE, EXPORT = {"use": "prune", "ratio": 0.5}, {"use": "export"}
+INT8 = {"use": "quantise", "scheme": "int8-static"}
+DYNAMIC = {"use": "quantise", "scheme": "int8-dynamic"}
+RESNET18 = {
+    "use": "resnet",
+    "in_channels": 3,
+    "image_size": 32,
+    "channels": [64, 128, 256, 512],
+    "depths": [2, 2, 2, 2],
+}
+IMAGES = {"use": "synthetic", "kind": "images", "channels": 3, "image_size": 32, "classes": 10, "num_samples": 640}
+SMALL = {"use": "transformer", "vocab": 256, "seq_len": 64, "dim": 128, "layers": 4, "heads": 4}
+LARGE = {"use": "transformer", "vocab": 256, "seq_len": 64, "dim": 512, "layers": 6, "heads": 8}
+
+
+def run(names: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return (what, figure) of the named parts, or of all."""
+    rows: list[tuple[str, str]] = []
+    with TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        for name in names or _PARTS:
+            rows += _PARTS[name](place)
+    return rows
+
+
+def _digits(place: Path) -> list[tuple[str, str]]:
+    """jobs/compress_digits.yaml over three seeds."""
+    return _over_seeds("digits ResNet, pruned half, taught, int8", "compress_digits.yaml", place, speed=True)
+
+
+def _archive(place: Path) -> list[tuple[str, str]]:
+    """jobs/archive_digits.yaml over three seeds."""
+    return _over_seeds("digits ResNet, archive", "archive_digits.yaml", place, speed=False)
+
+
+def _over_seeds(what: str, file: str, place: Path, *, speed: bool) -> list[tuple[str, str]]:
+    outcomes = []
+    for seed in SEEDS:
+        job = load_job(JOBS / file, [f"train.seed={seed}"]).spec
+        outcomes.append(_compress(make_trained(job, float(job.train.epochs or 1)), place / f"{file}-{seed}"))
+    lost = [-100 * each.checked["accuracy_delta"] for each in outcomes]
+    least = min(each.checked["size_ratio"] for each in outcomes)
+    rows = [
+        (f"{what}: x smaller, least of {len(SEEDS)} seeds", f"{least:.2f}"),
+        (f"{what}: points of accuracy lost, mean (each)", f"{_mean(lost):.2f} ({', '.join(f'{x:.2f}' for x in lost)})"),
+        (f"{what}: seconds to compress and verify, mean", f"{_mean(each.seconds for each in outcomes):.0f}"),
+    ]
+    return rows + ([row for each in outcomes[:1] for row in _speed_rows(what, each)] if speed else [])
+
+
+def _resnet18(place: Path) -> list[tuple[str, str]]:
+    trained = make_trained(_job(RESNET18, IMAGES, [EXPORT, INT8]), epochs=2)
+    whole = _compress(trained, place / "whole")
+    steps = [PRUNE, {"use": "finetune", "epochs": 2, "distill": {}}, EXPORT, INT8]
+    half = _compress(replace(trained, job=_job(RESNET18, IMAGES, steps)), place / "half")
+    return [*_all_rows("ResNet-18, int8", whole), *_all_rows("ResNet-18, pruned half, int8", half)]
+
+
+def _text(place: Path) -> list[tuple[str, str]]:
+    data = {"use": "text", "corpus": "python", "seq_len": 64, "max_bytes": 600_000}
+    outcome = _compress(make_trained(_job(SMALL, data, [EXPORT, DYNAMIC]), epochs=2), place / "text")
+    change = outcome.checked["loss_delta"]
+    return [
+        ("byte-level language model, int8: x smaller", f"{outcome.checked['size_ratio']:.2f}"),
+        (
+            "byte-level language model, int8: loss, nats a byte",
+            f"{outcome.checked['metrics']['loss']:.4f} ({change:+.4f})",
+        ),
+    ]
+
+
+def _speed(place: Path) -> list[tuple[str, str]]:
+    data = {"use": "text", "corpus": "python", "seq_len": 64, "max_bytes": 60_000}
+    outcome = _compress(make_trained(_job(LARGE, data, [EXPORT, DYNAMIC]), epochs=0.2), place / "speed")
+    return _all_rows("language model of 19M, int8, 64 tokens", outcome)
+
+
+_PARTS = {"digits": _digits, "archive": _archive, "resnet18": _resnet18, "text": _text, "speed": _speed}
+
+
+def _job(model: Mapping[str, Any], data: Mapping[str, Any], steps: list[dict[str, Any]]) -> JobSpec:
+    return load_spec(
+        {
+            "name": "bench",
+            "model": dict(model),
+            "data": dict(data),
+            "optim": {"lr": 1e-3},
+            "train": {"epochs": 1, "batch_size": 32},
+            "cluster": {"gpus_per_worker": 0},
+            "compress": {"steps": steps, "measure": {"batch": [1, 32], "threads": [1], "rounds": 12}},
+        }
+    )
+
+
+def _compress(trained: Trained, folder: Path) -> Outcome:
+    outcome = compress(trained, folder)
+    if not outcome.ok:
+        raise SystemExit(f"{folder.name}: {outcome.error}")
+    return outcome
+
+
+def _all_rows(what: str, outcome: Outcome) -> list[tuple[str, str]]:
+    return [(f"{what}: x smaller", f"{outcome.checked['size_ratio']:.2f}"), *_speed_rows(what, outcome)]
+
+
+def _speed_rows(what: str, outcome: Outcome) -> list[tuple[str, str]]:
+    rows = []
+    for row in (row for row in outcome.timing if row["threads"] == 1):
+        text = f"{row['speedup']:.2f} ({row['speedup_runtime']:.2f})" if row["verdict"] == "ok" else row["verdict"]
+        rows.append((f"{what}: x faster than fp32 eager (same runtime), batch {row['batch']}", text))
+    old, new = outcome.processes["eager"], outcome.processes["candidate"]
+    memory, ready = new["peak_rss_bytes"] / old["peak_rss_bytes"], new["ready_s"] / old["ready_s"]
+    return [*rows, (f"{what}: process memory, time to ready, over fp32 eager", f"{memory:.2f}, {ready:.2f}")]
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+if __name__ == "__main__":
+    for what, figure in run(sys.argv[1:]):
+        print(f"{what}  {figure}")
