@@ -83,6 +83,9 @@ def note_rows(summary: Summary) -> list[tuple[str, str]]:
     saved, whole = summary.saved_steps
     if saved:
         rows.append(("saved by stopping early", f"{saved:,} of {whole:,} steps ({100 * saved / whole:.0f} %)"))
+    shared = sum(len(trial.trained_by) for trial in summary.trials.values())
+    if shared:
+        rows.append(("trainings reused", f"{shared} (trials that differ only in `compress` share one)"))
     for key in summary.front[:MOST_ROWS]:
         trial = summary.trials[key]
         values = ", ".join(f"{each.name} {number(trial.values.get(each.name))}" for each in summary.objectives)
@@ -139,6 +142,7 @@ def _trial_data(trial: Trial, summary: Summary) -> dict[str, Any]:
         "seconds": round(trial.seconds, 3),
         "workers": trial.workers,
         "origin": trial.origin,
+        "trained_by": {str(index): name for index, name in trial.trained_by.items()},
         "hash": trial.digest,
     }
 
