@@ -20,7 +20,8 @@ from tests.sweep.test_resume import begun
 from tests.sweep.test_run import mlflow_runs
 
 STEPS = [{"use": "prune", "ratio": 0.5}, {"use": "export"}]
-RATIOS = {"compress.steps.0.ratio": [0.25, 0.5, 0.75]}
+RATIO = "compress.steps.0.ratio"
+RATIOS = {RATIO: [0.25, 0.5, 0.75]}
 OBJECTIVES = {"compress/val/accuracy": "max", "compress/size_bytes": "min", "compress/latency_ms": "min"}
 
 
@@ -128,7 +129,7 @@ def test_a_mistake_is_told_before_trial_1(
         ({"objectives": OBJECTIVES}, None),
         ({"objectives": OBJECTIVES, "space": {"compress.steps": [STEPS, STEPS[1:]]}}, []),
         ({"space": {"compress.steps": [STEPS, []]}}, None),
-        ({"space": {"compress.steps.0.ratio": {"min": 0.1, "max": 0.7}}, "search": {"use": "random"}, "trials": 2}, None),
+        ({"space": {RATIO: {"min": 0.1, "max": 0.7}}, "search": {"use": "random"}, "trials": 2}, None),
     ],
 )  # fmt: skip
 def test_a_sound_sweep_over_compression_has_no_problems(tmp_path: Path, sweep: dict[str, Any], steps: Any) -> None:
