@@ -179,7 +179,8 @@ class SweepLoop:
         self.closer.tell("begun", work.trial)
         if training is not None:
             self._shared.adopt(training, work)
-            self.ledger.reuse(work.trial, work.repeat, training.trial)
+            if training.trial != work.trial.name:  # its own: it was interrupted after its training
+                self.ledger.reuse(work.trial, work.repeat, training.trial)
             self._judge(work, training.result)
         return True
 

@@ -90,7 +90,11 @@ def note_rows(summary: Summary) -> list[tuple[str, str]]:
         trial = summary.trials[key]
         values = ", ".join(f"{each.name} {number(trial.values.get(each.name))}" for each in summary.objectives)
         tested = (summary.exported or {}).get(key, {})
-        test = "".join(f", {name} {number(value)}" for name, value in tested.items() if name != "test/loss")
+        test = "".join(
+            f", {name} {number(value)}"
+            for name, value in tested.items()
+            if name != "test/loss" and name not in trial.values
+        )
         rows.append(
             (
                 f"{'front' if len(summary.objectives) > 1 else 'best'} {trial.name}",
