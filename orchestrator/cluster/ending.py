@@ -42,7 +42,7 @@ def finish_stage(
     """Export, verify and evaluate in a process of its own, `meanwhile` doing something else; return what it wrote."""
     update_record(run, state="finishing")
     on_event(Event("finishing", "exporting, verifying, evaluating"))
-    return _stage(run, "orchestrator.export.finish", run.finish, meanwhile)
+    return run_stage(run, "orchestrator.export.finish", run.finish, meanwhile)
 
 
 def compress_stage(run: RunDir, spec: JobSpec, on_event: Callable[[Event], None]) -> dict[str, Any]:
@@ -50,10 +50,11 @@ def compress_stage(run: RunDir, spec: JobSpec, on_event: Callable[[Event], None]
     if not spec.compress.steps:
         return {}
     on_event(Event("finishing", "compressing: " + ", ".join(step.use for step in spec.compress.steps)))
-    return _stage(run, "orchestrator.compress.stage", run.compress)
+    return run_stage(run, "orchestrator.compress.stage", run.compress)
 
 
-def _stage(run: RunDir, module: str, outcome: Path, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def run_stage(run: RunDir, module: str, outcome: Path, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Run a module on a run folder in a process of its own; return what it wrote to `outcome`, else the `error`."""
     outcome.unlink(missing_ok=True)
     log_name = f"{outcome.stem}.log"
     with open(run.logs / log_name, "ab") as log:

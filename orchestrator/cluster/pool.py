@@ -8,7 +8,7 @@ holds a part of a gang while waiting for the rest, sizes may be mixed and nothin
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -104,11 +104,11 @@ class Pool:
         gang = self._idle(need) or self._form(need, room_of(need))
         self._begin(gang, trial, share)
 
-    def measure(self, trial: int, folder: str, need: Resources) -> None:
-        """Have a trained trial's model timed by an idle gang or a new one: event `measured` (data: values)."""
+    def measure(self, trial: int, folder: str, need: Resources, tasks: Sequence[str]) -> None:
+        """Have a trained trial compressed or timed by an idle gang or a new one: event `measured` (data: values)."""
         gang = self._idle(need) or self._form(need, room_of(need))
         gang.trial, gang.said, gang.began, gang.is_up = trial, {}, time.monotonic(), True
-        gang.waiting[gang.actors[0].measure.remote(folder)] = 0
+        gang.waiting[gang.actors[0].measure.remote(folder, tuple(tasks))] = 0
 
     def has_room(self, room: Room) -> bool:
         """Say whether so much is held by nobody who works."""

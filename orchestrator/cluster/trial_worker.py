@@ -10,7 +10,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,15 +75,16 @@ class TrialWorker:
         self._answers.put(stop)
         return self._said.get()
 
-    def measure(self, folder: str) -> dict[str, Any]:
-        """Time the trial's model (see `train.latency`): `measured` (values), or `failed`."""
+    def measure(self, folder: str, tasks: Sequence[str]) -> dict[str, Any]:
+        """Compress or time the trial's model (see `trial_stage`): `measured` (values), or `failed`."""
         from orchestrator.spec.job import JobSpec
 
         try:
-            from orchestrator.train.latency import measure_latency
+            from orchestrator.cluster.trial_stage import do_tasks
 
-            job = JobSpec.model_validate_json(RunDir(Path(folder)).job.read_bytes())
-            return {"kind": "measured", "values": measure_latency(job, self._load(job))}
+            run = RunDir(Path(folder))
+            job = JobSpec.model_validate_json(run.job.read_bytes())
+            return {"kind": "measured", "values": do_tasks(run, job, self._load(job), tasks)}
         except Exception as error:  # of a user's model anything may come; the trial fails, not the process
             return {"kind": "failed", "failure": asdict(failure_of(error, rank=0, step=-1))}
 

@@ -88,10 +88,13 @@ class Outcome:
         return not self.error
 
 
-def compress(trained: Trained, folder: Path, say: Callable[[str], None] = lambda text: None) -> Outcome:
+def compress(
+    trained: Trained, folder: Path, say: Callable[[str], None] = lambda text: None, *, timed: bool = True
+) -> Outcome:
     """Run the job's steps and judge the result; files lie in `folder`, the artifact in `folder/artifact`.
 
-    A step or a check that fails ends it, and the outcome says why. Raises JobFileError when there are no steps.
+    A step or a check that fails ends it, and the outcome says why. Not `timed`: checked only, somebody takes the time
+    later. Raises JobFileError when there are no steps.
     """
     begun = time.perf_counter()
     shutil.rmtree(folder, ignore_errors=True)
@@ -103,7 +106,7 @@ def compress(trained: Trained, folder: Path, say: Callable[[str], None] = lambda
     found: dict[str, Any] = {}
     try:
         state = run.steps(baseline)
-        found = _judge(trained, state, run, folder, say)
+        found = _judge(trained, state, run, folder, say, timed=timed)
     except OrchestratorError as failure:
         error = failure
     return Outcome(
@@ -194,13 +197,16 @@ def _idle(report: StepReport, before_bytes: int, same: bool) -> str:
     return ""
 
 
-def _judge(trained: Trained, state: State, run: _Run, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _judge(
+    trained: Trained, state: State, run: _Run, folder: Path, say: Callable[[str], None], *, timed: bool
+) -> dict[str, Any]:
     page = artifact.write_artifact(trained, state, tuple(run.links), folder)
     say("checking the file in a process without torch")
     place = folder / "artifact"
     found: dict[str, Any] = {"checked": check_artifact(place)}
-    say("timing it beside the model as it was")
-    found["timing"], found["processes"] = time_artifact(place), weigh_processes(place)
+    if timed:
+        say("timing it beside the model as it was")
+        found["timing"], found["processes"] = time_artifact(place), weigh_processes(place)
     if trained.job.compress.control:
         found["control"] = _control(trained, run)
     _keep(place, page, found)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,9 @@ from orchestrator.spec.problems import find_problems
 from orchestrator.spec.resolve import resolved_data
 from orchestrator.spec.sweep import SweepParam
 from orchestrator.sweep.check_names import name_problems, parsed, texts
+from orchestrator.sweep.check_objectives import metric_advice, objective_problems
 from orchestrator.sweep.feasible import Feasible, Infeasible, Limits, judge_point
-from orchestrator.sweep.objectives import DERIVED, known_metrics, says_of_itself
+from orchestrator.sweep.objectives import known_metrics
 from orchestrator.sweep.point import Point
 from orchestrator.sweep.space import Param, Space, build_param, sort_params
 from orchestrator.wording import join, nearest, shown
@@ -182,18 +183,7 @@ class _Checker:
         given, base = self.sweep.get("objectives"), self.base
         if not isinstance(given, Mapping) or base.job is None or base.plan is None:
             return []
-        known = self._metrics()
-        found = []
-        for name in given:
-            place = join("sweep.objectives", name)
-            if name in ("model/params", "model/flops") and not says_of_itself(base.job):
-                message = f"model {base.job.model.use} says nothing of itself, so {name} is not known"
-                found.append(Problem(place, message, "give the model a Config and a shape (docs/plugins.md)", "metric"))
-            elif name not in known and name not in DERIVED:
-                found.append(
-                    Problem(place, "no trial reports this", _metric_advice(name, [*known, *DERIVED]), "metric")
-                )
-        return found
+        return list(objective_problems(map(str, given), base.job, base.plan, self.space.params))
 
     def _scheduler(self) -> list[Problem]:
         use = self.sweep.get("scheduler")
@@ -219,7 +209,7 @@ class _Checker:
             found.append(Problem("sweep.scheduler", message, hint, "metric"))
         elif metric is not None and metric not in known and self.base.plan is not None:
             found.append(
-                Problem("sweep.scheduler.metric", "no evaluation reports this", _metric_advice(metric, known), "metric")
+                Problem("sweep.scheduler.metric", "no evaluation reports this", metric_advice(metric, known), "metric")
             )
         elif metric is not None and metric not in objectives and use.get("mode") is None:
             message = f"{metric} is no objective, so its direction is not known"
@@ -287,8 +277,3 @@ def _as_problem(param: Param, where: str, value: Any, refused: Infeasible) -> Pr
 
 def _at(param: Param, where: str, message: str, hint: str, code: str = "sweep") -> Problem:
     return Problem(join("sweep.space", param.path, where), message, hint, code)
-
-
-def _metric_advice(name: str, known: Sequence[str]) -> str:
-    close = nearest(name, known)
-    return (f"did you mean `{close}`? " if close else "") + f"reported are: {', '.join(known) or 'none'}"

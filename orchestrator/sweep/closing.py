@@ -35,7 +35,7 @@ class Closer:
         trial.seconds += seconds
         told = {f"objective/{each.name}": values[each.name] for each in self.source.objectives if each.name in values}
         line = f"{state}: {reason}" if reason else f"{state}: {self._said(values)}"
-        work.close(state, line, told, {"trial.state": state})
+        work.close(state, line, told, {"trial.state": state, **_stage_tags(work)})
         if state == "interrupted":
             self.ledger.end(trial, state, reason=reason)
             self.tell("interrupted", trial)
@@ -75,6 +75,13 @@ class Closer:
 
     def _said(self, values: dict[str, float]) -> str:
         return ", ".join(f"{each.name} {values.get(each.name, math.nan):.4g}" for each in self.source.objectives)
+
+
+def _stage_tags(work: TrialRun) -> dict[str, str]:
+    """Return tags that say how a trial's model was compressed and whose training it took."""
+    steps = " -> ".join(step.use for step in work.feasible.job.compress.steps)
+    of = work.trial.trained_by.get(work.repeat, "")
+    return ({"trial.compressed_by": steps} if steps else {}) | ({"trial.trained_by": of} if of else {})
 
 
 def front_of(ledger: Ledger, objectives: tuple[Objective, ...]) -> list[int]:

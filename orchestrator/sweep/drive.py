@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,26 +20,20 @@ from orchestrator.runs import control
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.sweep import SweepSection
+from orchestrator.sweep.after import After, Trained, missing_values, tasks_after
+from orchestrator.sweep.budget import budget_spent
 from orchestrator.sweep.closing import Closer
 from orchestrator.sweep.ledger import Ledger, Trial
-from orchestrator.sweep.objectives import MEASURED, Objective, derived_values
+from orchestrator.sweep.objectives import Objective, derived_values, later_names
 from orchestrator.sweep.schedulers import Scheduler
+from orchestrator.sweep.shared import Shared
 from orchestrator.sweep.source import Source
 from orchestrator.sweep.trial_run import TrialRun, trial_folder
 
 _POLL_S = 0.1
+_MOST_HELD = 4  # trials that wait for the same training: what is asked later is asked knowing more
 _AGAIN = {"infra", "hang", "preemption"}  # nobody's fault: begun again from the newest checkpoint
 _STATE_OF = {"oom": "oom", "train": "diverged"}
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """A training that has ended and whose model is still to be measured."""
-
-    work: TrialRun
-    state: str
-    reason: str
-    values: dict[str, float]
 
 
 @dataclass
@@ -63,8 +57,8 @@ class SweepLoop:
         self.began = time.monotonic()
         self.closer = Closer(self.run, self.sweep, self.ledger, self.source, self.scheduler, self.on_event)
         self._queue: deque[TrialRun] = deque()
-        self._trained: deque[_Trained] = deque()
-        self._measuring: dict[int, _Trained] = {}
+        self._after = After()
+        self._shared = Shared(self.run, self.sweep)
         self._working: dict[int, TrialRun] = {}
         self._slot = 0
         self._smallest: Room | None = None
@@ -78,7 +72,7 @@ class SweepLoop:
         while True:
             self._place()
             if not self._working:
-                if self._trained:
+                if self._after.alone or self._after.beside:
                     continue
                 if not self._queue or self._stop_asked():
                     return
@@ -91,29 +85,26 @@ class SweepLoop:
 
     def close_open(self, state: str) -> None:
         """Close what is still open, for an end that is not the sweep's own."""
-        for work in [*self._working.values(), *(done.work for done in self._trained)]:
+        for work in [*self._working.values(), *self._after.drain()]:
             self._close(work, state, "the sweep was interrupted")
         self._working.clear()
-        self._trained.clear()
 
     @property
     def elapsed_s(self) -> float:
         """Seconds of all starts of the sweep together."""
         return self.spent_before_s + time.monotonic() - self.began
 
-    @property
-    def num_counted(self) -> int:
-        """Trials that count towards `sweep.trials`."""
-        return sum(trial.state != "infeasible" for trial in self.ledger.trials.values())
-
     # ---- placing
 
     def _place(self) -> None:
-        if self._trained:  # measured alone: nothing new begins until those under way have ended
-            if not self._working:
-                self._measure(self._trained.popleft())
-            return
         while not self._stop_asked() and self._has_room():
+            if self._after.beside:
+                if not self.pool.can_start(self._after.beside[0].work.feasible.plan.resources):
+                    return
+                self._measure(self._after.beside.popleft())
+                continue
+            if self._after.alone or len(self._shared.held) >= _MOST_HELD:
+                break  # timed alone: nothing new begins until those under way have ended
             work = self._queue[0] if self._queue else self._fresh()
             if work is None:
                 return
@@ -122,6 +113,11 @@ class SweepLoop:
             if not self._start(work):
                 return
             self._queue.popleft()
+        if self._stop_asked():
+            for each in self._after.drain():
+                self._close(each, "interrupted", "the sweep was asked to stop")
+        if self._after.alone and not self._working:
+            self._measure(self._after.alone.popleft())
 
     def _has_room(self) -> bool:
         """Ask for a point only when it may start: what is asked later is asked knowing more."""
@@ -130,7 +126,7 @@ class SweepLoop:
         return self._smallest is None or self.pool.has_room(self._smallest)
 
     def _fresh(self) -> TrialRun | None:
-        self.ended = self._budget_spent()
+        self.ended = budget_spent(self.sweep, self.ledger, self.elapsed_s)
         if self.ended:
             return None
         known = len(self.ledger.trials)
@@ -142,19 +138,6 @@ class SweepLoop:
             self.ended = self.source.ended
             return None
         return TrialRun(found[0], 0, found[1], trial_folder(self.run, found[0], 0))
-
-    def _budget_spent(self) -> str:
-        sweep = self.sweep
-        if sweep.trials is not None and self.num_counted >= sweep.trials:
-            return f"all {sweep.trials} trials"
-        if sweep.time_s is not None and self.elapsed_s >= sweep.time_s:
-            return f"the time is up ({sweep.time_s:g} s)"
-        if sweep.worker_s is not None and self._worker_s() >= sweep.worker_s:
-            return f"the budget of {sweep.worker_s:g} worker seconds is spent"
-        return ""
-
-    def _worker_s(self) -> float:
-        return sum(trial.seconds * trial.workers for trial in self.ledger.trials.values())
 
     def _begin_again(self, trial: Trial) -> None:
         feasible = self.source.judge(trial)
@@ -179,16 +162,26 @@ class SweepLoop:
         room = room_of(need)
         if self._smallest is None or room.cpus < self._smallest.cpus:
             self._smallest = room
-        if not self.pool.can_start(need):
+        key = self._shared.key(work)
+        training = self._shared.find(key)
+        if training is None and not self.pool.can_start(need):
             return False
+        if training is None and not self._shared.claim(key, work):
+            return True
         self._slot += 1
         if work.repeat == 0 and work.trial.state != "running":
             self.ledger.begin(work.trial, workers=need.num_workers)
         share = work.open(self.run)
         work.trial.total_steps, work.trial.began = work.feasible.plan.batch.total_steps, time.monotonic()
-        self._working[self._slot] = work
-        self.pool.start(self._slot, share, need)
+        if training is None:
+            self._working[self._slot] = work
+            self.pool.start(self._slot, share, need)
         self.closer.tell("begun", work.trial)
+        if training is not None:
+            self._shared.adopt(training, work)
+            if training.trial != work.trial.name:  # its own: it was interrupted after its training
+                self.ledger.reuse(work.trial, work.repeat, training.trial)
+            self._judge(work, training.result)
         return True
 
     # ---- what trials say
@@ -199,11 +192,8 @@ class SweepLoop:
             stop = self._evaluated(work, int(event.data["step"]), dict(event.data["metrics"]))
             self.pool.answer(event.trial, stop=stop)
         elif event.kind == "measured":
-            self._working.pop(event.trial)
-            done = self._measuring.pop(event.trial)
-            self._close(done.work, done.state, done.reason, done.values | dict(event.data["values"]))
+            self._measured(event.trial, dict(event.data["values"]))
         elif event.kind == "failed" and event.failure is not None:
-            self._measuring.pop(event.trial, None)
             self._failed(event.trial, event.failure)
         else:
             self._ended(event.trial, dict(event.data))
@@ -227,6 +217,13 @@ class SweepLoop:
 
     def _ended(self, slot: int, result: dict[str, Any]) -> None:
         work = self._working.pop(slot)
+        if result["status"] != "stopped":
+            self._shared.keep(work, result)
+        self._queue.extendleft(reversed(self._shared.release(work)))
+        self._judge(work, result)
+
+    def _judge(self, work: TrialRun, result: Mapping[str, Any]) -> None:
+        """Close a trial whose training has ended, or queue it for what is still to be done with its model."""
         trial = work.trial
         trial.step = int(result["step"])
         stopped = result["status"] == "stopped"
@@ -235,25 +232,39 @@ class SweepLoop:
             return
         values = dict(result["best_metrics"] or result["metrics"])
         values |= derived_values(work.feasible.plan, float(result["train_s"]))
-        later = MEASURED & {each.name for each in self.source.objectives}
-        values |= dict.fromkeys(later, 0.0)  # to come
-        missing = [each.name for each in self.source.objectives if not math.isfinite(values.get(each.name, math.nan))]
+        values |= dict.fromkeys(later_names(self.source.objectives), 0.0)  # to come
+        missing = missing_values(values, self.source.objectives)
+        tasks = tasks_after(work.feasible.job, self.source.objectives)
         state = "stopped" if stopped else "finished"
         reason = f"at step {trial.step} of {trial.total_steps}" if stopped else ""
         if missing:
-            state, reason = "diverged", f"{', '.join(missing)} was not finite or not reported"
-        elif later:
-            self._trained.append(_Trained(work, state, reason, values))
+            state, reason = "diverged", f"{missing} was not finite or not reported"
+        elif self._after.add(Trained(work, state, reason, values, tasks)):
             return
         self._close(work, state, reason, values)
 
-    def _measure(self, done: _Trained) -> None:
+    def _measure(self, done: Trained) -> None:
         self._slot += 1
-        self._working[self._slot], self._measuring[self._slot] = done.work, done
-        self.pool.measure(self._slot, str(done.work.run.path), done.work.feasible.plan.resources)
+        self._working[self._slot] = done.work
+        tasks = self._after.begin(self._slot, done)
+        self.pool.measure(self._slot, str(done.work.run.path), done.work.feasible.plan.resources, tasks)
+
+    def _measured(self, slot: int, values: dict[str, float]) -> None:
+        self._working.pop(slot)
+        done = self._after.end(slot)
+        if done is None:
+            return
+        done.values |= values
+        if self._after.add(done):
+            return
+        missing = missing_values(done.values, self.source.objectives)
+        state, reason = ("failed", f"{missing} has no finite value") if missing else (done.state, done.reason)
+        self._close(done.work, state, reason, done.values)
 
     def _failed(self, slot: int, failure: Failure) -> None:
         work = self._working.pop(slot)
+        after = self._after.end(slot) is not None
+        self._queue.extendleft(reversed(self._shared.release(work)))
         if self._stop_asked():
             self._close(work, "interrupted", failure.describe())
             return
@@ -261,7 +272,8 @@ class SweepLoop:
             self.on_event(Event("trial", f"{work.trial.name}: {failure.message}; begun again", {"what": "retry"}))
             self._queue.appendleft(work)
             return
-        self._close(work, _STATE_OF.get(failure.kind, "failed"), failure.describe())
+        state = "oom" if failure.kind == "oom" else "failed" if after else _STATE_OF.get(failure.kind, "failed")
+        self._close(work, state, failure.message if after else failure.describe())
 
     def _close(self, work: TrialRun, state: str, reason: str, values: dict[str, float] | None = None) -> None:
         again = self.closer.close(work, state, reason, values)
@@ -270,7 +282,7 @@ class SweepLoop:
 
     def _watch(self) -> None:
         for slot, work in list(self._working.items()):
-            if work.is_hung():
+            if slot not in self._after.under_way and work.is_hung():
                 self.pool.kill(slot)
                 self._failed(slot, Failure("hang", "Hang", "a rank was silent for too long", step=work.trial.step))
 
@@ -281,9 +293,3 @@ class SweepLoop:
             for work in self._working.values():
                 control.request_stop(work.run, "the sweep was asked to stop")
         return self._stopping
-
-    def _said(self, values: dict[str, float]) -> str:
-        return ", ".join(f"{each.name} {values.get(each.name, math.nan):.4g}" for each in self.source.objectives)
-
-    def _tell(self, what: str, trial: Trial) -> None:
-        self.on_event(Event("trial", trial.name, {"what": what, "trial": trial}))

@@ -1,13 +1,17 @@
 """Exports the models of a sweep's winners: each verified in a fresh process and evaluated on held-out data.
 
-The same finish stage as a run's, on the trial's folder. The best trial's model is registered, if the job says as what.
+The same finish stage as a run's, on the trial's folder; of a trial that was compressed the file is there already and is
+reloaded. The best trial's model is registered, if the job says as what.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 from orchestrator.cluster.ending import finish_stage
+from orchestrator.errors import ExportError
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import update_record
 from orchestrator.runs.spool import SpoolWriter
@@ -34,7 +38,7 @@ def export_trials(
             continue
         if key == summary.front[0]:
             amend_request(run, register_as=job.track.register_as, alias=job.track.alias)
-        found = finish_stage(run, lambda event: None)
+        found = _compressed(run) if run.compressed.is_dir() else finish_stage(run, lambda event: None)
         update_record(run, state="finished")
         with SpoolWriter(run.spool / "driver.jsonl") as spool:
             spool.record("tags", values={"front": "true", "best": str(key == summary.front[0]).lower()})
@@ -43,3 +47,19 @@ def export_trials(
         else:
             notes.append(f"{trial.name} was not exported: {found.get('error') or 'see its logs/finish.log'}")
     return exported, tuple(notes)
+
+
+def _compressed(run: RunDir) -> dict[str, Any]:
+    """Reload a trial's compressed file in a fresh process and hand it to the tracking store."""
+    from orchestrator.compress.trial import model_of, recheck_trial
+
+    try:
+        metrics = recheck_trial(run)
+    except ExportError as error:
+        return {"status": "failed", "error": error.message}
+    place = run.compressed / "artifact"
+    with SpoolWriter(run.spool / "finish-compress.jsonl") as spool:
+        spool.metrics(int(json.loads(run.result.read_bytes())["step"]), metrics)
+        spool.record("artifact", path=str(place), artifact_path="compress/artifact")
+        spool.record("model", **model_of(run))
+    return {"status": "ok", "metrics": metrics}

@@ -25,7 +25,8 @@ ENDED = ("finished", "stopped", "infeasible", "oom", "diverged", "failed")
 class Trial:
     """One point of the sweep and what became of it. `values` are those of its best checkpoint, repeats put together.
 
-    `curve` holds (step, metrics) of each evaluation of the present attempt, for tables and figures only.
+    `trained_by` says for repeats that were not trained whose training they took. `curve` holds (step, metrics) of each
+    evaluation of the present attempt, for tables and figures only.
     """
 
     number: int
@@ -37,6 +38,7 @@ class Trial:
     values: dict[str, float] = field(default_factory=dict)
     repeats: dict[int, dict[str, float]] = field(default_factory=dict)
     repeats_s: dict[int, float] = field(default_factory=dict)
+    trained_by: dict[int, str] = field(default_factory=dict)
     workers: int = 1
     seconds: float = 0.0
     step: int = 0
@@ -99,6 +101,10 @@ class Ledger:
             {"event": "repeat", "trial": trial.number, "index": index, "values": dict(values), "seconds": seconds}
         )  # fmt: skip
 
+    def reuse(self, trial: Trial, index: int, of: str) -> None:
+        """Note that a repeat was not trained: it took the training of trial `of`."""
+        self._append({"event": "reused", "trial": trial.number, "index": index, "of": of})
+
     def end(self, trial: Trial, state: str, *, values: Mapping[str, float] | None = None, reason: str = "") -> None:
         """Note how a trial ended (a state of `ENDED`, or interrupted)."""
         self._append(
@@ -148,6 +154,8 @@ class Ledger:
         elif event == "repeat":
             trial.repeats[int(record["index"])] = dict(record["values"])
             trial.repeats_s[int(record["index"])] = float(record["seconds"])
+        elif event == "reused":
+            trial.trained_by[int(record["index"])] = str(record["of"])
         elif event == "ended":
             trial.state, trial.reason, trial.values = record["state"], record["reason"], dict(record["values"])
             trial.step, trial.total_steps = int(record["step"]), int(record["total_steps"])

@@ -20,8 +20,14 @@ DERIVED = {
     "time/latency_ms": "milliseconds for one sample, measured after training while nothing else trains",
     "time/train_s": "seconds of training (measured, in whatever company the trial had)",
 }
-MEASURED = {"time/latency_ms"}
+MEASURED = {"time/latency_ms", "compress/latency_ms"}
 """Objectives that take an exclusive moment after each trial; measured only when they are asked for."""
+COMPRESSED = {
+    "compress/size_bytes": "bytes of all files that running the compressed model takes",
+    "compress/size_ratio": "the fp32 weights file's bytes over these",
+    "compress/latency_ms": "milliseconds for one sample on one thread, measured from the compressed file (alone)",
+}
+"""Beside `compress/` before each metric of the validation split: that of the compressed file."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,16 @@ def known_metrics(job: JobSpec, plan: Plan) -> list[str]:
     else:
         names = [use.use.replace(":", ".").rsplit(".", 1)[-1].lower() for use in job.train.metrics]
     return ["val/loss", *(f"val/{name}" for name in names)]
+
+
+def compressed_names(job: JobSpec, plan: Plan) -> list[str]:
+    """Return what a trial that is compressed gives beyond one that is not."""
+    return [*(f"compress/{name}" for name in known_metrics(job, plan)), *COMPRESSED]
+
+
+def later_names(objectives: Iterable[Objective]) -> set[str]:
+    """Return the objectives that are known only some time after training."""
+    return {each.name for each in objectives if each.name in MEASURED or each.name.startswith("compress/")}
 
 
 def derived_values(plan: Plan, train_s: float) -> dict[str, float]:

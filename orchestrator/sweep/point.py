@@ -85,8 +85,15 @@ def point_hash(point: Point) -> str:
 def point_name(point: Point) -> str:
     """Return the point in few words: `lr 0.0021, channels 16-32`; keys are the last parts of the paths where unique."""
     shorts = short_keys(point)
-    text = ", ".join(f"{shorts[path]} {short_value(value)}" for path, value in point.items())
+    text = ", ".join(f"{shorts[path]} {_label(value)}" for path, value in point.items())
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 3] + "..."
+
+
+def _label(value: Any) -> str:
+    """Return a value for a name: of a list of parts what they are, since their keys may be parameters themselves."""
+    if isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) and "use" in each for each in value):
+        return "-".join(str(each["use"]) for each in value)
+    return short_value(value)
 
 
 def short_keys(paths: Any) -> dict[str, str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from orchestrator.errors import JobFileError, Problem
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.digest import differing_keys
@@ -21,6 +24,7 @@ def require_same_job(run: RunDir, job: JobSpec) -> None:
         for key, was, now in differing_keys(before, job)
         if not any(f"{key}.".startswith(f"{path}.") or f"{path}.".startswith(f"{key}.") for path in varies)
     ]
+    problems += _compress_problems(before, job, varies)
     old, new = objectives_of(before), objectives_of(job)
     if old != new:
         said = [", ".join(f"{each.name} {each.direction}" for each in some) for some in (old, new)]
@@ -33,3 +37,20 @@ def require_same_job(run: RunDir, job: JobSpec) -> None:
             hint="only the space, budgets, searcher, scheduler and start points may change",
             problems=problems,
         )
+
+
+def _compress_problems(before: JobSpec, job: JobSpec, varies: set[str]) -> Iterator[Problem]:
+    """Yield a problem for every value of `compress` that changed and is not searched."""
+    old, new = (dict(_leaves(each.compress.model_dump(mode="json"), "compress")) for each in (before, job))
+    for key in dict.fromkeys((*old, *new)):
+        if old.get(key) != new.get(key) and not any(f"{key}.".startswith(f"{path}.") for path in varies):
+            message = f"was {old.get(key)!r} when the sweep began, is {new.get(key)!r} now"
+            yield Problem(key, message, f"set {key} back, or start anew", "resume")
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        yield from _leaves(each, f"{path}.{key}")
+    if not isinstance(value, dict | list):
+        yield path, value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -39,6 +40,7 @@ from orchestrator.sweep.result import SweepResult
 from orchestrator.sweep.resume import require_same_job
 from orchestrator.sweep.schedule import sample_needs, schedule_line, warm_start
 from orchestrator.sweep.schedulers import build_scheduler
+from orchestrator.sweep.shared import kept_in
 from orchestrator.sweep.source import Source
 from orchestrator.sweep.summary import Summary, as_csv, as_data, note_rows, verdict
 from orchestrator.sweep.told import SweepTracking
@@ -221,6 +223,8 @@ class _Driver:
             exported, notes = export_trials(self.run, self.job, self.sweep, summary)
             summary = self._summary(exported)
         state = "stopped" if stopped else "finished" if summary.front else "failed"
+        if not stopped and self.sweep.keep != "all":
+            shutil.rmtree(kept_in(self.run), ignore_errors=True)
         said = verdict(state, summary)
         tracked = self._tell(state, said, summary)
         record = update_record(
@@ -241,8 +245,10 @@ class _Driver:
     def _version(self, summary: Summary) -> Mapping[str, str] | None:
         from orchestrator.tracking.request import read_state
 
-        best = summary.best
-        return read_state(RunDir(self.run.trials / best.name)).model_version if best is not None else None
+        if summary.best is None:
+            return None
+        state = read_state(RunDir(self.run.trials / summary.best.name))
+        return state.model_version or state.compressed_version
 
     def _tell(self, state: str, said: str, summary: Summary) -> tuple[int, TrackingState]:
         self._spend()

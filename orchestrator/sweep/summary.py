@@ -83,11 +83,18 @@ def note_rows(summary: Summary) -> list[tuple[str, str]]:
     saved, whole = summary.saved_steps
     if saved:
         rows.append(("saved by stopping early", f"{saved:,} of {whole:,} steps ({100 * saved / whole:.0f} %)"))
+    shared = sum(len(trial.trained_by) for trial in summary.trials.values())
+    if shared:
+        rows.append(("trainings reused", f"{shared} (trials that differ only in `compress` share one)"))
     for key in summary.front[:MOST_ROWS]:
         trial = summary.trials[key]
         values = ", ".join(f"{each.name} {number(trial.values.get(each.name))}" for each in summary.objectives)
         tested = (summary.exported or {}).get(key, {})
-        test = "".join(f", {name} {number(value)}" for name, value in tested.items() if name != "test/loss")
+        test = "".join(
+            f", {name} {number(value)}"
+            for name, value in tested.items()
+            if name != "test/loss" and name not in trial.values
+        )
         rows.append(
             (
                 f"{'front' if len(summary.objectives) > 1 else 'best'} {trial.name}",
@@ -139,6 +146,7 @@ def _trial_data(trial: Trial, summary: Summary) -> dict[str, Any]:
         "seconds": round(trial.seconds, 3),
         "workers": trial.workers,
         "origin": trial.origin,
+        "trained_by": {str(index): name for index, name in trial.trained_by.items()},
         "hash": trial.digest,
     }
 

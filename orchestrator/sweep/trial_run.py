@@ -183,8 +183,9 @@ def default_uri(sweep: RunDir) -> str:
 
 
 def drop_checkpoints(run: RunDir) -> None:
-    """Delete a trial's checkpoints; its job, curves and values stay."""
+    """Delete a trial's checkpoints and compressed files; its job, curves and values stay."""
     shutil.rmtree(run.checkpoints, ignore_errors=True)
+    shutil.rmtree(run.compressed, ignore_errors=True)
 
 
 def _without_defaults(job: JobSpec) -> Any:

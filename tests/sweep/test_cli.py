@@ -24,7 +24,7 @@ def orchestrator(*words: str, timeout: int = 240) -> subprocess.CompletedProcess
 def test_a_preview_shows_the_space_and_starts_nothing(tmp_path: Path) -> None:
     done = orchestrator("sweep", str(ROOT / "jobs/sweep_digits.yaml"), "--dry-run", f"cluster.storage={tmp_path / 'r'}")
     assert done.returncode == 0, done.stderr
-    assert "model.dropout   0 to 0.5 in steps of 0.1, when model.hidden > 0" in done.stdout
+    assert "0.002 to 0.01 in steps of 0.004" in done.stdout
     assert "for example" in done.stdout
     assert not (tmp_path / "r").exists()
 
@@ -34,7 +34,7 @@ def test_parameters_of_the_space_can_be_overridden_though_their_keys_have_dots()
         found: dict[str, object] = load_job(ROOT / "jobs/sweep_digits.yaml", overrides).data["sweep"]["space"]
         return found
 
-    assert space("sweep.space.optim.lr.max=0.2")["optim.lr"] == {"min": 1e-3, "max": 0.2, "log": True}
+    assert space("sweep.space.optim.lr.max=0.2")["optim.lr"] == {"min": 0.002, "max": 0.2, "step": 0.004}
     assert space("sweep.space.optim.lr=[0.1]")["optim.lr"] == [0.1]
     assert space("sweep.space.model.kernel_size=[3, 5]")["model.kernel_size"] == [3, 5]
 

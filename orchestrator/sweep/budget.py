@@ -1,0 +1,18 @@
+"""Is a sweep's budget of trials, time or worker time spent? Asked by the loop before each new point."""
+
+from __future__ import annotations
+
+from orchestrator.spec.sweep import SweepSection
+from orchestrator.sweep.ledger import Ledger
+
+
+def budget_spent(sweep: SweepSection, ledger: Ledger, elapsed_s: float) -> str:
+    """Return which budget is spent, in words; "" when there is more."""
+    trials = ledger.trials.values()
+    if sweep.trials is not None and sum(trial.state != "infeasible" for trial in trials) >= sweep.trials:
+        return f"all {sweep.trials} trials"
+    if sweep.time_s is not None and elapsed_s >= sweep.time_s:
+        return f"the time is up ({sweep.time_s:g} s)"
+    if sweep.worker_s is not None and sum(trial.seconds * trial.workers for trial in trials) >= sweep.worker_s:
+        return f"the budget of {sweep.worker_s:g} worker seconds is spent"
+    return ""
