@@ -22,7 +22,7 @@ MAX_IN_A_ROW = 500
 
 
 class Source:
-    """Where trials come from. `ended` says why there are no more, "" while there are."""
+    """Where trials come from. `ended` says why there are no more, "" while there are; a new result opens it again."""
 
     def __init__(self, data: Mapping[str, Any], job: JobSpec, space: Space, ledger: Ledger, limits: Limits) -> None:
         self._data, self._sweep, self._space = data, _sweep_of(job), space
@@ -47,9 +47,12 @@ class Source:
         return None
 
     def next(self) -> tuple[Trial, Feasible] | None:
-        """Return a new feasible trial; None when there are no more."""
+        """Return a new feasible trial; None when there are no more (asked again: at once, until something is told)."""
+        if self.ended:
+            return None
+        finite = bool(getattr(self._searcher, "finite", False))  # a grid ends by itself
         tried = 0
-        while tried < MAX_IN_A_ROW:
+        while finite or tried < MAX_IN_A_ROW:
             found = self._next_point()
             if found is None:
                 self.ended = "every point of the space was tried"
@@ -59,7 +62,7 @@ class Source:
             if known is not None:
                 if known.is_over:
                     self._searcher.tell(point, outcome_of(known))
-                tried += not getattr(self._searcher, "finite", False)  # a grid ends by itself
+                tried += 1
                 continue
             trial = self._ledger.propose(point, origin=origin, asked=self._asked)
             feasible = self.judge(trial)
@@ -71,6 +74,7 @@ class Source:
 
     def tell(self, trial: Trial) -> None:
         """Let the searcher learn how a trial ended."""
+        self.ended = ""
         self._searcher.tell(trial.point, outcome_of(trial))
 
     def _next_point(self) -> tuple[Point, str] | None:

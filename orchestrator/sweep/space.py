@@ -166,7 +166,8 @@ def build_param(path: str, given: SweepParam | Sequence[Any]) -> Param:
     when = parse(given.when) if given.when is not None else None
     if given.values is not None:
         return Param(path, given.values, when=when)
-    low, high = given.min or 0, given.max or 0
+    low = 0 if given.min is None else given.min  # `or` would make a whole number of 0.0
+    high = 0 if given.max is None else given.max
     whole = all(isinstance(each, int) for each in (low, high, given.step or 1))
     step = None if given.step is None else float(given.step)
     return Param(path, None, float(low), float(high), given.log, step, whole, when)

@@ -44,6 +44,10 @@ def test_ends_of_ranges_and_kinds_of_numbers() -> None:
     assert [whole.at(unit) for unit in (0.0, 0.5, 0.99)] == [1, 2, 3]
     assert whole.count == 3
     assert build_param("x", SweepParam(min=1.0, max=3)).count is None
+    from_zero = build_param("x", SweepParam(min=0.0, max=1))  # one end is not written whole
+    assert (from_zero.count, from_zero.at(0.25)) == (None, 0.25)
+    assert build_param("x", SweepParam(min=-1, max=0.0)).count is None
+    assert build_param("x", SweepParam(min=0, max=1)).count == 2
     steps = build_param("x", SweepParam(min=0.0, max=0.5, step=0.1))
     assert [steps.item(index) for index in range(steps.count or 0)] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
 

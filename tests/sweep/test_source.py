@@ -1,0 +1,51 @@
+"""`Source`: when it goes on past points that cannot be trained, and when it says that there are no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.plan.available import Available
+from orchestrator.spec.load import load_spec
+from orchestrator.sweep import source as source_module
+from orchestrator.sweep.check import build_space
+from orchestrator.sweep.feasible import Limits
+from orchestrator.sweep.ledger import Ledger
+from orchestrator.sweep.source import Source
+
+
+def make_source(path: Path, sweep: dict[str, Any]) -> Source:
+    data = {"model": {"use": "cnn"}, "data": {"use": "digits"}, "train": {"epochs": 1}}
+    job = load_spec({**data, "sweep": sweep})
+    return Source(data, job, build_space(job), Ledger(path / "ledger.jsonl"), Limits(Available.unknown()))
+
+
+def test_a_grid_goes_on_past_many_infeasible_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_module, "MAX_IN_A_ROW", 5)
+    space = {"train.seed": list(range(12))}
+    found = make_source(tmp_path, {"space": space, "search": {"use": "grid"}, "constraints": ["train.seed >= 10"]})
+    seeds = []
+    while (each := found.next()) is not None:
+        seeds.append(each[0].point["train.seed"])
+    assert seeds == [10, 11]
+    assert found.ended == "every point of the space was tried"
+
+
+def test_a_source_that_has_ended_asks_again_only_when_something_new_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "MAX_IN_A_ROW", 5)
+    found = make_source(tmp_path, {"space": {"train.seed": [1]}, "trials": 3})
+    asked: list[int] = []
+    ask = found._searcher.ask
+    monkeypatch.setattr(found._searcher, "ask", lambda: asked.append(1) or ask())
+    first = found.next()
+    assert first is not None
+    assert found.next() is None
+    assert len(asked) == 1 + 5
+    assert (found.next(), len(asked)) == (None, 6)
+    assert found.ended.startswith("5 points in a row")
+    found.tell(first[0])
+    assert (found.next(), len(asked)) == (None, 11)
