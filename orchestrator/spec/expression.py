@@ -17,9 +17,20 @@ from orchestrator.wording import listed, nearest
 
 MAX_CHARS = 500
 _LARGEST_POWER = 64
+_MOST_BITS = 4096
+_MOST_DIGITS = 30
+
+
+def _round(number: float, digits: int | None = None) -> float:
+    """Round as Python does; a huge number of digits would keep it busy for ever."""
+    if digits is not None and abs(digits) > _MOST_DIGITS:
+        raise ExpressionError(f"round takes at most {_MOST_DIGITS} digits, not {digits}")
+    return round(number, digits)
+
+
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "abs": abs, "ceil": math.ceil, "floor": math.floor, "len": len, "log": math.log, "log2": math.log2,
-    "log10": math.log10, "max": max, "min": min, "round": round, "sqrt": math.sqrt, "sum": sum,
+    "log10": math.log10, "max": max, "min": min, "round": _round, "sqrt": math.sqrt, "sum": sum,
 }  # fmt: skip
 _BINARY: Mapping[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -57,6 +68,8 @@ class Expression:
             raise ExpressionError(f"the job has no {error.args[0]}") from error
         except (TypeError, ValueError, ArithmeticError, IndexError) as error:
             raise ExpressionError(str(error)) from error
+        except RecursionError as error:
+            raise ExpressionError("it is nested too deeply") from error
 
     def holds(self, lookup: Callable[[str], Any]) -> bool:
         """Say whether it is true of the job. Raises as `value`."""
@@ -73,7 +86,10 @@ def parse(text: str) -> Expression:
         what = error.msg if isinstance(error, SyntaxError) else str(error)
         raise ExpressionError(f"not an expression: {what}") from error
     names: dict[str, None] = {}
-    _check(tree, names)
+    try:
+        _check(tree, names)
+    except RecursionError as error:
+        raise ExpressionError("not an expression: it is nested too deeply") from error
     return Expression(text, tuple(names), tree)
 
 
@@ -169,6 +185,9 @@ def _binary(node: ast.BinOp, left: Any, right: Any) -> Any:
         raise ExpressionError(f"'{ast.unparse(node)}' computes with {left!r} and {right!r}, which are not both numbers")
     if isinstance(node.op, ast.Pow) and abs(right) > _LARGEST_POWER:
         raise ExpressionError(f"'{ast.unparse(node)}' has a power above {_LARGEST_POWER}")
+    bits = [abs(number).bit_length() for number in (left, right) if isinstance(number, int)]
+    if bits and max(bits) > _MOST_BITS:  # powers of powers would fill the memory
+        raise ExpressionError(f"'{ast.unparse(node)}' computes with numbers of more than {_MOST_BITS} bits")
     return _BINARY[type(node.op)](left, right)
 
 
