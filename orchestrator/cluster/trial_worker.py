@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -146,6 +147,8 @@ class TrialWorker:
         import torch
         import torch.distributed as dist
 
+        if "torch._dynamo" in sys.modules:  # variants of its compiled blocks would count against the next one's limit
+            torch._dynamo.reset()
         if dist.is_initialized():
             dist.destroy_process_group()
         for handler in logging.getLogger().handlers:

@@ -122,6 +122,8 @@ def apply_layout(
     partial_names: frozenset[str] = frozenset()
     copies: dict[str, str] = {}
     parts, pipeline = [module], None
+    units = list(shard_units)
+    blocks = under_all_names(module, units)
     if mesh is not None and stages is not None:
         module, parts, pipeline, copies = _split(module, stages, mesh)
     if mesh is not None and layout.tensor > 1:
@@ -131,10 +133,9 @@ def apply_layout(
         experts = apply_experts(module, expert_layers, expert_mesh["expert"])
     if mesh is not None and layout.context > 1:
         apply_context(module, attention_layers, mesh.get_group("context"), context_attention or "heads")
-    units = list(shard_units)
     if compile_model:
-        apply_compile(module, units)
-    apply_recompute(module, units, recompute, recompute_every)
+        apply_compile(module, blocks)
+    apply_recompute(module, blocks, recompute, recompute_every)
     if mesh is not None and layout.shard > 1:
         for part in parts:
             data_mesh, staged = _data_mesh(mesh, layout), pipeline is not None
@@ -160,6 +161,13 @@ def apply_layout(
         **_NO_BUFFER_SYNC,
     )
     return ParallelModel(module, ddp)
+
+
+def under_all_names(module: nn.Module, units: list[str]) -> list[str]:
+    """Return the units in the model's order, a repeated block under each name: stages know it by others."""
+    named = list(module.named_modules(remove_duplicate=False))
+    wanted = {child for name, child in named if name in units}
+    return [name for name, child in named if child in wanted]
 
 
 def _reducer(

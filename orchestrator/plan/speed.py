@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator import plugins
 from orchestrator.errors import Problem
 from orchestrator.plan.layout import Layout
 from orchestrator.spec.job import JobSpec
@@ -9,20 +10,27 @@ from orchestrator.spec.job import JobSpec
 
 def speed_problems(job: JobSpec, layout: Layout) -> list[Problem]:
     """Return every combination that cannot work, or would not do what it says."""
-    return [*_reshard_problems(job, layout), *_shard_precision_problems(job, layout), *_compile_problems(job)]
+    return [*_reshard_problems(job, layout), *_shard_precision_problems(job, layout), *_compile_problems(job, layout)]
 
 
-def _compile_problems(job: JobSpec) -> list[Problem]:
-    if not job.train.compile or job.train.activation_checkpoint != "selective":
-        return []
-    return [
-        Problem(
-            "train.activation_checkpoint",
-            "selective keeps the outcome of single matrix products, which train.compile fuses with what is around them",
-            "set it to full or every_n, or leave train.compile out",
-            "compile-selective",
-        )
-    ]
+def _compile_problems(job: JobSpec, layout: Layout) -> list[Problem]:
+    found: list[Problem] = []
+    if not job.train.compile:
+        return found
+    if job.train.activation_checkpoint == "selective":
+        message = "selective keeps the outcome of single matrix products, which train.compile fuses with what is around"
+        hint = "set it to full or every_n, or leave train.compile out"
+        found.append(Problem("train.activation_checkpoint", message, hint, "compile-selective"))
+    if layout.pipeline > 1 and not _declares_blocks(job):
+        message = f"model {job.model.use} does not declare its blocks (shard_units), which a stage compiles one by one"
+        found.append(Problem("train.compile", message, "leave it out, or declare them (docs/models.md)", "no-blocks"))
+    return found
+
+
+def _declares_blocks(job: JobSpec) -> bool:
+    if plugins.light_config("models", job.model.use) is None:
+        return False
+    return hasattr(plugins.load("models", job.model.use), "shard_units")
 
 
 def _reshard_problems(job: JobSpec, layout: Layout) -> list[Problem]:

@@ -119,7 +119,12 @@ class Ledger:
 
     def _append(self, record: dict[str, Any]) -> None:
         line = json.dumps({"at": now_iso(), **record}, separators=(",", ":"), allow_nan=True).encode() + b"\n"
-        os.write(self._fd, line)
+        written = os.write(self._fd, line)
+        if written < len(line):  # what comes after would be joined to a torn line
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+            raise CheckpointError(
+                f"{self.path} could not be written: the disk is full", hint="make room, then --resume"
+            )
         os.fsync(self._fd)
         self._fold(record)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from orchestrator.errors import PlanError
+from orchestrator.parallel.apply import under_all_names
 from orchestrator.parallel.process import Rank
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
@@ -83,3 +84,23 @@ def test_a_model_without_blocks_is_refused() -> None:
 
 def test_the_plan_accepts_a_model_with_blocks(tmp_path: Path) -> None:
     assert build_plan(job("transformer", "full"), Available(2, 0, 1 << 30)).num_params
+
+
+def test_a_repeated_block_is_found_under_the_name_that_its_stage_knows() -> None:
+    spec = JobSpec.model_validate(
+        {
+            **job("transformer", "full").model_dump(exclude_unset=True),
+            "model": {
+                "use": "transformer",
+                "seq_len": 8,
+                "dim": 16,
+                "layers": 2,
+                "heads": 4,
+                "kv_heads": 2,
+                "repeat": 2,
+            },
+        }
+    )
+    module = build_engine(spec, Rank()).model.module
+    wanted = ["layers.block1", "layers.block3", "layers.norm"]
+    assert under_all_names(module, ["layers.block1", "layers.norm"]) == wanted

@@ -155,6 +155,14 @@ def test_adafactor_is_refused_for_sharded_weights() -> None:
     assert "parallel.shard=1" in refused(parallel={"shard": 2}, optim={"use": "adafactor"})["optim.use"]
 
 
+def test_compiling_stages_needs_declared_blocks() -> None:
+    model = {"use": "tests.plan.undeclared"}
+    found = refused(
+        GPU_BOX, model=model, train={"steps": 1, "batch_size": 64, "compile": True}, parallel={"pipeline": 2}
+    )
+    assert "shard_units" in found["train.compile"]
+
+
 def test_workers_read_a_job_without_auto() -> None:
     spec = job()
     resolved = resolved_job(spec, build_plan(spec, GPU_BOX))
