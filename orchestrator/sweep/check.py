@@ -32,6 +32,9 @@ from orchestrator.wording import join, nearest, shown
 
 TRIES = 200
 _FORBIDDEN = {"sweep": "a sweep cannot change itself", "name": "trials are named by number", "version": "it is fixed"}
+_FORBIDDEN |= dict.fromkeys(
+    ("track", "cluster.address", "cluster.storage", "cluster.max_failures"), "it belongs to the whole sweep"
+)
 
 
 def build_space(job: JobSpec) -> Space:

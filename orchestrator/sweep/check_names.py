@@ -18,7 +18,26 @@ def name_problems(data: Mapping[str, Any], sweep: Mapping[str, Any], space: Spac
     found = [(join("sweep.constraints", n), parsed(text)) for n, text in enumerate(texts(sweep.get("constraints")))]
     found += [(join("sweep.space", param.path, "when"), param.when) for param in space.params]
     paths = list(_all_paths(data, space, limits)) if any(each is not None for _, each in found) else []
-    return [problem for place, each in found if each is not None for problem in _unknown(place, each, paths)]
+    unknown = [problem for place, each in found if each is not None for problem in _unknown(place, each, paths)]
+    return [*unknown, *_planned_conditions(space), *_early_times(sweep)]
+
+
+def _planned_conditions(space: Space) -> Iterator[Problem]:
+    """A condition is asked before there is a whole job to plan, so the plan's names would never have a value in it."""
+    for param in space.params:
+        for name in param.when.names if param.when is not None else ():
+            if name.startswith("plan."):
+                place, message = join("sweep.space", param.path, "when"), f"{name} is known of whole jobs only"
+                yield Problem(place, message, "put it into sweep.constraints, or speak of the job's keys", "no-path")
+
+
+def _early_times(sweep: Mapping[str, Any]) -> Iterator[Problem]:
+    """A trial that was ended early took little time, which is no merit: it would lead the front for that alone."""
+    objectives, scheduler = sweep.get("objectives"), sweep.get("scheduler")
+    use = scheduler.get("use") if isinstance(scheduler, Mapping) else None
+    if isinstance(objectives, Mapping) and "time/train_s" in objectives and use not in (None, "fifo"):
+        message = f"{use} ends trials early, whose time would then be little for that reason alone"
+        yield Problem("sweep.objectives", message, "leave the scheduler out, or time/train_s", "early-times")
 
 
 def _unknown(place: str, expression: Expression, paths: Sequence[str]) -> Iterator[Problem]:

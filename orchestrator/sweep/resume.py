@@ -12,13 +12,19 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.sweep.objectives import objectives_of
 
 
+def _always_given(job: JobSpec) -> set[str]:
+    """Return the paths that every point has a value for: only there the job's own value does not matter."""
+    space = job.sweep.space if job.sweep is not None else {}
+    return {path for path, given in space.items() if getattr(given, "when", None) is None}
+
+
 def require_same_job(run: RunDir, job: JobSpec) -> None:
     """Refuse to go on with another job: its trials could not be compared with those there are. Raises JobFileError."""
     try:
         before = JobSpec.model_validate_json(run.job.read_bytes())
     except OSError:
         return
-    varies = {*(before.sweep.space if before.sweep else ()), *(job.sweep.space if job.sweep else ())}
+    varies = _always_given(before)
     problems = [
         Problem(key, f"was {was!r} when the sweep began, is {now!r} now", f"set {key} back, or start anew", "resume")
         for key, was, now in differing_keys(before, job)

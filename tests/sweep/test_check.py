@@ -64,6 +64,21 @@ def test_six_different_mistakes_are_told_at_once_each_at_its_place(tmp_path: Pat
     ("sweep", "path", "words"),
     [
         ({"space": {"sweep.trials": [1]}}, "sweep.space.sweep.trials", "cannot change itself"),
+        ({"space": {"track.register_as": ["a", "b"]}}, "sweep.space.track.register_as", "belongs to the whole sweep"),
+        ({"space": {"cluster.address": ["auto"]}}, "sweep.space.cluster.address", "belongs to the whole sweep"),
+        (
+            {
+                "objectives": {"val/loss": "min", "time/train_s": "min"},
+                "scheduler": {"use": "asha", "metric": "val/loss"},
+            },
+            "sweep.objectives",
+            "ends trials early",
+        ),
+        (
+            {"space": {"optim.lr": {"values": [0.1], "when": "plan.num_params > 10"}}},
+            "sweep.space.optim.lr.when",
+            "known of whole jobs only",
+        ),
         ({"space": {"optim.lr": [0.1, "fast"]}}, "sweep.space.optim.lr.1", "refused"),
         ({"space": {"export.3.use": ["onnx"]}}, "sweep.space.export.3.use", "no such place"),
         ({"space": {"model.use": ["cnn", "cnnn"]}}, "sweep.space.model.use.1", "no models plug-in"),
@@ -101,7 +116,7 @@ def test_a_mistake_is_told_where_it_stands(sweep: dict[str, Any], path: str, wor
         {"search": {"use": "grid"}, "trials": None},
         {"scheduler": {"use": "asha"}},
         {"scheduler": {"use": "asha", "metric": "val/accuracy", "mode": "max"}},
-        {"objectives": {"val/accuracy": "max", "time/train_s": "min"}, "scheduler": {"use": "hyperband"}},
+        {"objectives": {"val/accuracy": "max", "time/train_s": "min"}, "scheduler": {"use": "fifo"}},
         {"constraints": ["plan.num_params < 1e6", "model.channels[1] < 64 or model.kernel_size == 3"]},
     ],
 )  # fmt: skip
