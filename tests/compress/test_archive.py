@@ -67,6 +67,7 @@ def outcome(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Outco
     size=st.sampled_from([1, 63, 64, 1000, 3000]),
     seed=st.integers(0, 99),
 )
+@pytest.mark.slow
 def test_every_bit_comes_back_whatever_the_weights_are(zeros: float, book: int, size: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     values = random.standard_normal(book).astype(np.float32)
@@ -193,6 +194,7 @@ def test_an_archive_of_another_graph_fails(outcome: Outcome, tmp_path: Path) -> 
         check_artifact(place)
 
 
+@pytest.mark.slow
 def test_packing_dense_weights_is_said_to_bring_nothing(trained: Trained, tmp_path: Path) -> None:
     job = make_job(RESNET, [{"use": "export"}, {"use": "pack"}])
     found = compress(replace(trained, job=job), tmp_path / "compress")

@@ -99,6 +99,7 @@ def test_layers_too_small_to_gain_are_named_and_masks_are_refused(tmp_path: Path
         LowRank(Config(ratio=0.9999)).apply(in_memory(trained), context)
 
 
+@pytest.mark.slow
 def test_a_model_of_thin_layers_becomes_a_file_that_holds(tmp_path: Path) -> None:
     assert MODELS["vit"]["use"] == "vit"
     job = job_for("vit", {"use": "lowrank", "ratio": 0.6})

@@ -43,6 +43,7 @@ def trained() -> Trained:
     return make_trained(job("int8-dynamic"), epochs=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "smaller", "lost"), [("int8-dynamic", 3.0, 0.01), ("int8-weight", 2.5, 0.005)])
 def test_linear_layers_become_integers(
     trained: Trained, scheme: str, smaller: float, lost: float, tmp_path: Path
@@ -54,6 +55,7 @@ def test_linear_layers_become_integers(
     assert outcome.checked["loss_delta"] < lost
 
 
+@pytest.mark.slow
 def test_four_bits_hold_embeddings_too(trained: Trained, tmp_path: Path) -> None:
     outcome = compress(replace(trained, job=job("int4-weight")), tmp_path / "compress")
     assert outcome.ok, outcome.error

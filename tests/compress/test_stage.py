@@ -70,6 +70,7 @@ def test_a_run_without_steps_needs_a_file_that_has_some(run: RunDir) -> None:
         compress_run(run, CompressSection())
 
 
+@pytest.mark.slow
 def test_an_exported_folder_is_compressed_and_never_changed(tmp_path: Path) -> None:
     job = make_job(RESNET)
     (made,) = export(job, ["safetensors"], tmp_path / "export", torch.rand(45, 1, 8, 8))

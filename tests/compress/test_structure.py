@@ -195,6 +195,7 @@ def test_what_a_model_has_not_is_refused_before_it_trains(name: str, step: dict[
     assert words in "\n".join(f"{each.message} [{each.hint}]" for each in caught.value.problems)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformer", "moe", "vit"])
 def test_a_pruned_model_becomes_a_file_that_holds(name: str, tmp_path: Path) -> None:
     steps = [{"use": "prune", "kind": kind, **unit(kind)} for kind in ("mlp", "heads", "depth")]

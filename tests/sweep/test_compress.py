@@ -38,6 +38,7 @@ def problems(tmp_path: Path, sweep: dict[str, Any], steps: Any = None) -> dict[s
     return {each.path: each for each in find_sweep_problems(pruned(tmp_path, sweep, steps))}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_one_training_serves_three_settings_and_every_point_of_the_front_is_a_file_that_holds(tmp_path: Path) -> None:

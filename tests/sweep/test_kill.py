@@ -108,6 +108,7 @@ def kill_and_resume(folder: Path, after: int, *, event: str, sync: bool = False)
     check_jobs(folder)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_resumed(tmp_path: Path) -> None:
     kill_and_resume(tmp_path, 3, event="ended", sync=True)
     runs = mlflow_runs(tmp_path / "runs")
@@ -127,6 +128,7 @@ def test_a_driver_killed_at_twenty_random_times_is_resumed(tmp_path: Path) -> No
         print(f"round {round_number}: killed after {after} {event}, resumed")
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_saves_leaves_and_goes_on(tmp_path: Path) -> None:
     job = write_job(tmp_path)
     process = start(job)
@@ -149,6 +151,7 @@ def test_an_interrupted_sweep_saves_leaves_and_goes_on(tmp_path: Path) -> None:
     assert {run["status"] for run in runs} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_at_once_and_leaves_nothing_running(tmp_path: Path) -> None:
     job = write_job(tmp_path)
     process = start(job, "train.steps=2000")

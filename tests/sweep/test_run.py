@@ -85,6 +85,7 @@ def test_a_search_trains_every_point_of_a_grid_and_mlflow_shows_it(tmp_path: Pat
     assert sorted(kept) == sorted(result.summary.trials[key].name for key in result.summary.front)
 
 
+@pytest.mark.slow
 def test_a_trial_gives_what_its_job_gives_when_run_alone(tmp_path: Path) -> None:
     """Also for the second trial of a warm process: nothing of the first leaks into it."""
     from orchestrator import api
@@ -105,6 +106,7 @@ def test_a_trial_gives_what_its_job_gives_when_run_alone(tmp_path: Path) -> None
     assert result.summary.trials[1].values["val/loss"] == fitted["best_metrics"]["val/loss"]
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_extended_and_finished_trials_are_not_repeated(tmp_path: Path) -> None:
     data = tiny_sweep(tmp_path / "runs", {"space": {"optim.lr": [0.01, 0.1]}, "search": {"use": "grid"}})
     first, _ = search(data)
@@ -123,6 +125,7 @@ def test_a_finished_sweep_is_extended_and_finished_trials_are_not_repeated(tmp_p
     assert {run["status"] for run in runs} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_latency_is_measured_while_nothing_else_trains_and_repeats_are_put_together(tmp_path: Path) -> None:
     data = tiny_sweep(
         tmp_path / "runs",
@@ -139,6 +142,7 @@ def test_latency_is_measured_while_nothing_else_trains_and_repeats_are_put_toget
     assert small.repeats[0]["time/latency_ms"] != small.repeats[1]["time/latency_ms"]
 
 
+@pytest.mark.slow
 def test_two_workers_a_trial_beside_trials_of_one_and_repeats(tmp_path: Path) -> None:
     data = tiny_sweep(
         tmp_path / "runs",
