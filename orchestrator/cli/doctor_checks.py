@@ -82,7 +82,7 @@ def _torch() -> Iterator[Finding]:
         backends = "gloo, nccl" if answer["nccl"] else "gloo"
         yield Finding("ok", "collectives", f"collectives: {backends}")
     else:
-        yield Finding("fail", "collectives", "torch has no gloo", "install a build of torch with gloo: the usual CPU and CUDA builds have it")
+        yield Finding("fail", "collectives", "torch has no gloo", "install a usual build of torch")
     if gpus and not answer["nccl"]:
         yield Finding("warn", "nccl", "GPUs, but torch has no nccl", "install a Linux build of torch with CUDA")
 
