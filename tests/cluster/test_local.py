@@ -42,7 +42,7 @@ def test_a_broken_attempt_is_resumed_to_the_same_bits(
     assert same_bits(final_weights(run), undisturbed)
 
 
-@pytest.mark.parametrize("what", ["freeze", "sleep"])
+@pytest.mark.parametrize("what", ["freeze", pytest.param("sleep", marks=pytest.mark.slow)])
 def test_a_rank_that_stands_still_is_found_killed_and_resumed(
     what: str, tmp_path: Path, undisturbed: Mapping[str, Tensor]
 ) -> None:

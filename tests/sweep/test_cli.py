@@ -46,6 +46,7 @@ def test_a_job_without_a_sweep_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_plain_lines_off_a_terminal_and_exit_code_3_when_some_trials_failed(tmp_path: Path) -> None:
     fault = {"use": "tests.cluster.faults:Fault", "what": "raise", "step": 3}
     data = tiny_sweep(

@@ -170,6 +170,7 @@ def test_two_workers_a_trial_beside_trials_of_one_and_repeats(tmp_path: Path) ->
     assert all(values == pytest.approx([values[0]] * 2, rel=1e-5) for values in by_rate.values())
 
 
+@pytest.mark.slow
 def test_failures_divergence_and_memory_are_told_apart_and_the_others_go_on(tmp_path: Path) -> None:
     fault = "tests.cluster.faults:Fault"
     data = tiny_sweep(

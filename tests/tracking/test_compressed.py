@@ -35,7 +35,7 @@ ARCHIVE = (
 )
 
 
-@pytest.fixture(scope="module", params=[STEPS, ARCHIVE], ids=["int8", "archive"])
+@pytest.fixture(scope="module", params=[STEPS, pytest.param(ARCHIVE, marks=pytest.mark.slow)], ids=["int8", "archive"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Outcome]:
     trained = make_trained(make_job(RESNET, request.param))
     outcome = compress(trained, tmp_path_factory.mktemp("made") / "compress")
