@@ -29,6 +29,7 @@ class OptunaSearcher:
         directions = ["maximize" if each.direction == "max" else "minimize" for each in task.objectives]
         self._study: Any = optuna.create_study(directions=directions, sampler=sampler)
         self._open: dict[str, Any] = {}
+        self._told: dict[str, tuple[Any, Any]] = {}
 
     def ask(self) -> Point:
         """Return the sampler's next point."""
@@ -37,13 +38,21 @@ class OptunaSearcher:
         for param in self._task.space.params:
             if self._task.space.is_active(param, point):
                 point[param.path] = self._suggest(trial, param)
-        self._open[point_hash(point)] = trial
+        digest = point_hash(point)
+        if digest in self._told:  # asked again: nobody trains it twice, and a trial left open would count as a bad one
+            state, values = self._told[digest]
+            self._study.tell(trial, values, state=state)
+        elif digest in self._open:
+            self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+        else:
+            self._open[digest] = trial
         return point
 
     def tell(self, point: Point, outcome: Outcome) -> None:
         """Give the study a result; one from outside its present space is left out."""
-        trial = self._open.pop(point_hash(point), None)
-        state, values = self._judged(outcome)
+        digest = point_hash(point)
+        trial = self._open.pop(digest, None)
+        state, values = self._told[digest] = self._judged(outcome)
         if trial is not None:
             self._study.tell(trial, values, state=state)
         elif self._task.space.holds(point):

@@ -89,6 +89,17 @@ def test_tpe_finds_a_better_learning_rate_than_it_began_with_also_when_seeded_by
     assert 3e-3 <= point["optim.lr"] <= 3e-2
 
 
+def test_a_point_that_optuna_asks_again_leaves_no_trial_open() -> None:
+    """Two points only: most of twelve asks are of one that is under way, or has been told."""
+    searcher: Any = build("tpe", task(params={"train.batch_size": [16, 32]}))
+    for number in range(12):
+        point = searcher.ask()
+        if number % 2:
+            searcher.tell(point, Outcome("finished", {"val/accuracy": 0.5}, ""))
+    open_trials = [trial for trial in searcher._study.trials if not trial.state.is_finished()]
+    assert len(open_trials) == len(searcher._open) <= 2
+
+
 def test_the_grid_ends_and_may_be_shuffled() -> None:
     params = {"optim.lr": [0.1, 0.2, 0.3], "model.hidden": [0, 8]}
     plain, mixed = build("grid", task(params=params)), build("grid", task(params=params), shuffle=True)
