@@ -25,8 +25,9 @@ def nothing_is_left() -> Iterator[None]:
     """Hold a sweep to leaving no process; what was there before (the fork server of other tests) is not its own."""
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
-    left = {child.pid: " ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)}
-    assert not [words for pid, words in left.items() if pid not in before and ("ray" in words or "orchestrator" in words)]
+    new = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    left = [" ".join(child.cmdline()) for child in new]
+    assert not [words for words in left if "ray" in words or "orchestrator" in words]
 
 
 def mlflow_runs(storage: Path) -> list[dict[str, Any]]:
