@@ -231,7 +231,7 @@ class SweepLoop:
             self._close(work, "interrupted", "the sweep was asked to stop")
             return
         values = dict(result["best_metrics"] or result["metrics"])
-        values |= derived_values(work.feasible.plan, float(result["train_s"]))
+        values |= derived_values(work.feasible.plan, result)
         values |= dict.fromkeys(later_names(self.source.objectives), 0.0)  # to come
         missing = missing_values(values, self.source.objectives)
         tasks = tasks_after(work.feasible.job, self.source.objectives)

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from orchestrator.sweep.drive import SweepLoop
 from orchestrator.sweep.export import export_trials
 from orchestrator.sweep.feasible import Limits
 from orchestrator.sweep.importance import importance
+from orchestrator.sweep.layouts import layout_rows
 from orchestrator.sweep.ledger import ENDED, Ledger
 from orchestrator.sweep.objectives import objectives_of
 from orchestrator.sweep.result import SweepResult
@@ -222,6 +223,7 @@ class _Driver:
             self.on_event(Event("finishing", f"exporting the {self.sweep.export}, verifying, evaluating"))
             exported, notes = export_trials(self.run, self.job, self.sweep, summary)
             summary = self._summary(exported)
+        summary = replace(summary, layouts=layout_rows(self.data, build_space(self.job), summary.trials.values()))
         state = "stopped" if stopped else "finished" if summary.front else "failed"
         if not stopped and self.sweep.keep != "all":
             shutil.rmtree(kept_in(self.run), ignore_errors=True)
