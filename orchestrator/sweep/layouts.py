@@ -15,9 +15,9 @@ from typing import Any
 from orchestrator.plan.available import Available
 from orchestrator.plan.plan import Plan
 from orchestrator.sweep.feasible import Feasible, Limits, judge_point
-from orchestrator.sweep.ledger import Trial
 from orchestrator.sweep.point import Point
 from orchestrator.sweep.space import Space
+from orchestrator.sweep.trial import Trial
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.spec.load import load_spec
 from orchestrator.sweep.check import build_space
 from orchestrator.sweep.layouts import LayoutRow, layout_rows
-from orchestrator.sweep.ledger import Trial
+from orchestrator.sweep.trial import Trial
 from orchestrator.tracking.sweep_figures import layouts_figure
 from tests.sweep.jobs import search, tiny_sweep
 
