@@ -20,6 +20,7 @@ from orchestrator.errors import ExportError, OrchestratorError
 from orchestrator.export.manifest import json_digest
 from orchestrator.export.score import score
 from orchestrator.export.weights import digest_weights, plain_copy, state_tensors
+from orchestrator.plan.layout import Layout
 from orchestrator.plan.plan import Plan
 from orchestrator.spec.base import Use
 from orchestrator.spec.job import JobSpec
@@ -35,7 +36,10 @@ _SAME_SIZE = ("finetune", "distill", "share", "export")  # masks and codebooks a
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model in memory, and all that compressing and judging it take. `split` is the final one."""
+    """A trained model in memory, and all that compressing and judging it take. `split` is the final one.
+
+    `job` and `plan` are for one process; `layout` is that of the job as it was trained.
+    """
 
     job: JobSpec
     plan: Plan
@@ -45,6 +49,7 @@ class Trained:
     step: int
     split: str
     dtype: str
+    layout: Layout = field(default_factory=Layout)
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class _Run:
         """Return what a step may look at."""
         trained = self._trained
         place = self._folder / (f"{number}_{use}" if number else use)
-        return Context(trained.job, trained.plan, trained.data, trained.model, place, trained.dtype)
+        return Context(trained.job, trained.plan, trained.data, trained.model, place, trained.dtype, trained.layout)
 
     def steps(self, baseline: StepReport) -> State:
         """Run every step; return the last state."""
