@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from orchestrator.errors import ExportError
 from orchestrator.plan.layout import Layout
@@ -96,3 +96,11 @@ class Compressor(Protocol):
 
     def apply(self, state: State, context: Context) -> Change:
         """Return the next state. Raises ExportError when it cannot be made, NotAbleError when a package is missing."""
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """A step that trains, too: `compress.control` gives the model as it was the same training."""
+
+    def control(self, state: State, context: Context) -> Change | None:
+        """Return the state after that training alone; None when this one trains nothing."""

@@ -88,3 +88,7 @@ class Distil:
         teacher = context.teacher if asked.teacher == BEFORE else load_teacher(asked.teacher)
         lessons = Lessons(teacher, asked.temperature, asked.weight)
         return train(state, context, asked.training(), lessons)
+
+    def control(self, state: State, context: Context) -> Change:
+        """Return the same training of a model that nothing was done to."""
+        return self.apply(state, context)

@@ -44,6 +44,16 @@ class Ranked(Protocol):
     def shard(self) -> int | None: ...
 
 
+class Training(Ranked, Protocol):
+    """A step's config that says how it trains."""
+
+    @property
+    def epochs(self) -> float: ...
+
+    @property
+    def lr(self) -> float | None: ...
+
+
 @dataclass(frozen=True)
 class Config:
     """Passes over the training split, with the job's optimiser; the rate falls to 0 in half a cosine wave.
@@ -117,14 +127,23 @@ class Finetune:
 
     def apply(self, state: State, context: Context) -> Change:
         """Return the model after training."""
-        from orchestrator.compress.recover import Lessons
+        return train(state, context, self.config, lessons_of(self.config.distill, context))
 
-        distill = self.config.distill
-        lessons = Lessons(context.teacher, distill.temperature, distill.weight) if distill else None
-        return train(state, context, self.config, lessons)
+    def control(self, state: State, context: Context) -> Change:
+        """Return the same training of a model that nothing was done to."""
+        return self.apply(state, context)
 
 
-def train(state: State, context: Context, asked: Config, lessons: Lessons | None) -> Change:
+def lessons_of(distill: Distill | None, context: Context) -> Lessons | None:
+    """Return what the model as it was teaches; None when it is not asked to."""
+    from orchestrator.compress.recover import Lessons
+
+    return Lessons(context.teacher, distill.temperature, distill.weight) if distill else None
+
+
+def train(
+    state: State, context: Context, asked: Training, lessons: Lessons | None, *, steps: int | None = None
+) -> Change:
     """Return the state after training; what the steps before left exact stays exact."""
     from orchestrator.compress.recover import recover
     from orchestrator.export.weights import plain_copy
@@ -134,6 +153,7 @@ def train(state: State, context: Context, asked: Config, lessons: Lessons | None
         model,
         context,
         epochs=asked.epochs,
+        steps=steps,
         lr=asked.lr,
         batch_size=asked.batch_size,
         lessons=lessons,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import __version__, plugins
 from orchestrator.compress import artifact
-from orchestrator.compress.base import MODULE, Change, Compressor, Context, State
+from orchestrator.compress.base import MODULE, Change, Compressor, Context, State, Trains
 from orchestrator.compress.manifest import Link, Page, entry_of, read_page, write_page
 from orchestrator.compress.verify import check_artifact, time_artifact, weigh_processes
 from orchestrator.errors import ExportError, OrchestratorError
@@ -221,9 +221,11 @@ def _judge(
 def _control(trained: Trained, run: _Run) -> dict[str, float]:
     """Give the model as it was the same finetuning and evaluate it: what the budget alone brings."""
     state = State(MODULE, plain_copy(trained.model))
-    for use in (use for use in trained.job.compress.steps if use.use in ("finetune", "distill")):
+    for use in trained.job.compress.steps:
         step: Compressor = plugins.build("compressors", use.use, use.options)
-        state = step.apply(state, run.context(0, "control")).state
+        if isinstance(step, Trains):
+            change = step.control(state, run.context(0, "control"))
+            state = change.state if change is not None else state
     return score(artifact.as_function(state), trained.job, trained.data, trained.split, trained.dtype).named()
 
 

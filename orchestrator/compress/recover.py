@@ -66,6 +66,8 @@ class Course:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     codes: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int | None = None
+    steps: int | None = None
+    """So many steps instead of epochs."""
 
 
 def recover(
@@ -73,6 +75,7 @@ def recover(
     context: Context,
     *,
     epochs: float,
+    steps: int | None = None,
     lr: float | None = None,
     batch_size: int | None = None,
     lessons: Lessons | None = None,
@@ -81,12 +84,12 @@ def recover(
     seed: int | None = None,
     layout: Layout = ALONE,
 ) -> Recovered:
-    """Train `model` in place for so many passes over the training split; it is left in eval mode, gradients off.
+    """Train `model` in place for so many passes over the training split (or `steps`); it ends in eval mode, frozen.
 
     `layout` of data ranks (replicate x shard): each is a process, and the weights come out as from one, to rounding.
     Raises TrainError when the loss is not finite, PlanError when the batch does not divide over the ranks.
     """
-    course = Course(epochs, lr, batch_size, lessons, masks or {}, codes or {}, seed)
+    course = Course(epochs, lr, batch_size, lessons, masks or {}, codes or {}, seed, steps)
     if layout.world_size == 1:
         _, done = train(model, context, course, Crew())
     else:
@@ -101,7 +104,7 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
     """Train as one rank of `crew`; return the module that holds this rank's weights. Collective."""
     split, job = context.data.splits["train"], context.job
     size = min(course.batch_size or job.train.batch_size, len(split))
-    steps = max(1, ceil(course.epochs * len(split) / size))
+    steps = course.steps or max(1, ceil(course.epochs * len(split) / size))
     order = SampleOrder(len(split), size, job.train.seed if course.seed is None else course.seed)
     loss, told = build_loss(job, context.plan), _Teacher(course.lessons, context) if course.lessons else None
     parallel = crew.apply(model.requires_grad_(True), context)
