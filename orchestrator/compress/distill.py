@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from orchestrator.compress.base import MODULE, Change, Context, State
 from orchestrator.compress.finetune import Config as FinetuneConfig
 from orchestrator.compress.finetune import Distill as Lesson
-from orchestrator.compress.finetune import train
+from orchestrator.compress.finetune import layout_problems, train
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Complaint = tuple[str, str, str]
 BEFORE = "input"
+__all__ = ["Config", "build", "flow", "job_problems", "layout_problems"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,16 @@ class Config:
     batch_size: int | None = None
     temperature: float = 4.0
     weight: float = 0.7
+    replicate: int | None = None
+    shard: int | None = None
 
     def __post_init__(self) -> None:
         Lesson(self.temperature, self.weight)
-        FinetuneConfig(self.epochs, self.lr, self.batch_size)
+        self.training()
+
+    def training(self) -> FinetuneConfig:
+        """Return what it has in common with `finetune`."""
+        return FinetuneConfig(self.epochs, self.lr, self.batch_size, replicate=self.replicate, shard=self.shard)
 
 
 def flow(config: Config) -> tuple[str, str]:
@@ -67,7 +74,7 @@ def build(config: Config) -> Distil:
 
 
 class Distil:
-    """Trains in the compressing process; masks and codebooks stay exact."""
+    """Trains on the job's data ranks; masks and codebooks stay exact."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -80,4 +87,8 @@ class Distil:
         asked = self.config
         teacher = context.teacher if asked.teacher == BEFORE else load_teacher(asked.teacher)
         lessons = Lessons(teacher, asked.temperature, asked.weight)
-        return train(state, context, FinetuneConfig(asked.epochs, asked.lr, asked.batch_size), lessons)
+        return train(state, context, asked.training(), lessons)
+
+    def control(self, state: State, context: Context) -> Change:
+        """Return the same training of a model that nothing was done to."""
+        return self.apply(state, context)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.compress.base import MODULE, Change, Context, State
+from orchestrator.errors import PlanError
+from orchestrator.plan.layout import AXES, Layout
 
 if TYPE_CHECKING:
     from orchestrator.compress.recover import Lessons
+    from orchestrator.spec.job import JobSpec
+
+Complaint = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -26,20 +31,82 @@ class Distill:
             raise ValueError("temperature must be above 0, weight above 0 and at most 1")
 
 
+class Ranked(Protocol):
+    """A step's config that says on how many ranks it trains."""
+
+    @property
+    def batch_size(self) -> int | None: ...
+
+    @property
+    def replicate(self) -> int | None: ...
+
+    @property
+    def shard(self) -> int | None: ...
+
+
+class Training(Ranked, Protocol):
+    """A step's config that says how it trains."""
+
+    @property
+    def epochs(self) -> float: ...
+
+    @property
+    def lr(self) -> float | None: ...
+
+
 @dataclass(frozen=True)
 class Config:
-    """Passes over the training split, with the job's optimiser; the rate falls to 0 in half a cosine wave."""
+    """Passes over the training split, with the job's optimiser; the rate falls to 0 in half a cosine wave.
+
+    `replicate` and `shard` are the ranks, as in `parallel`; absent, the job's. The result is the same on any number.
+    """
 
     epochs: float = 10.0
     lr: float | None = None
     batch_size: int | None = None
     distill: Distill | None = None
+    replicate: int | None = None
+    shard: int | None = None
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or (self.lr is not None and self.lr <= 0):
             raise ValueError("epochs and lr must be above 0")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError("batch_size must be at least 1")
+        if any(degree is not None and degree < 1 for degree in (self.replicate, self.shard)):
+            raise ValueError("replicate and shard must be at least 1")
+
+
+def training_layout(asked: Ranked, job_layout: Layout) -> Layout:
+    """Return the ranks that a step trains on: its own, else the job's data ranks.
+
+    Raises PlanError when the job has other axes and the step does not say on how many data ranks it shall run: a
+    compressed model no longer has the shapes that those axes cut it by.
+    """
+    if asked.replicate is not None or asked.shard is not None:
+        return Layout(replicate=asked.replicate or 1, shard=asked.shard or 1)
+    others = [axis for axis in (*AXES, "expert") if axis not in ("replicate", "shard")]
+    foreign = [f"{axis}={getattr(job_layout, axis)}" for axis in others if getattr(job_layout, axis) > 1]
+    if foreign:
+        raise PlanError(
+            f"training after compression runs on data ranks (replicate, shard); the job has {', '.join(foreign)}, "
+            f"which cuts the model by shapes that it no longer has",
+            hint="set the step's `replicate: 1`, or as many data ranks as you like: the result is the same",
+        )
+    return Layout(replicate=job_layout.replicate, shard=job_layout.shard)
+
+
+def layout_problems(config: Ranked, job: JobSpec, layout: Layout) -> list[Complaint]:
+    """Return why a step cannot train under the job's layout, as (key, message, hint)."""
+    try:
+        found = training_layout(config, layout)
+    except PlanError as error:
+        return [("replicate", error.message, error.hint)]
+    size = config.batch_size or job.train.batch_size
+    if size % found.num_data_ranks:
+        message = f"a batch of {size} does not divide over {found.num_data_ranks} data ranks"
+        return [("batch_size", message, f"make it a multiple of {found.num_data_ranks}, or set the step's `replicate`")]
+    return []
 
 
 def flow(config: Config) -> tuple[str, str]:
@@ -53,35 +120,46 @@ def build(config: Config) -> Finetune:
 
 
 class Finetune:
-    """Trains in the compressing process; masks stay exact."""
+    """Trains on the job's data ranks; masks stay exact."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def apply(self, state: State, context: Context) -> Change:
         """Return the model after training."""
-        from orchestrator.compress.recover import Lessons
+        return train(state, context, self.config, lessons_of(self.config.distill, context))
 
-        distill = self.config.distill
-        lessons = Lessons(context.teacher, distill.temperature, distill.weight) if distill else None
-        return train(state, context, self.config, lessons)
+    def control(self, state: State, context: Context) -> Change:
+        """Return the same training of a model that nothing was done to."""
+        return self.apply(state, context)
 
 
-def train(state: State, context: Context, asked: Config, lessons: Lessons | None) -> Change:
+def lessons_of(distill: Distill | None, context: Context) -> Lessons | None:
+    """Return what the model as it was teaches; None when it is not asked to."""
+    from orchestrator.compress.recover import Lessons
+
+    return Lessons(context.teacher, distill.temperature, distill.weight) if distill else None
+
+
+def train(
+    state: State, context: Context, asked: Training, lessons: Lessons | None, *, steps: int | None = None
+) -> Change:
     """Return the state after training; what the steps before left exact stays exact."""
     from orchestrator.compress.recover import recover
     from orchestrator.export.weights import plain_copy
 
-    model = plain_copy(state.model)
+    model, layout = plain_copy(state.model), training_layout(asked, context.layout)
     done = recover(
         model,
         context,
         epochs=asked.epochs,
+        steps=steps,
         lr=asked.lr,
         batch_size=asked.batch_size,
         lessons=lessons,
         masks=state.masks,
         codes=state.codes,
+        layout=layout,
     )
     after = State(MODULE, plain_copy(model), masks=state.masks, codes=state.codes)
-    return Change(after, {"steps": done.steps, "final_loss": done.loss})
+    return Change(after, {"steps": done.steps, "final_loss": done.loss, "ranks": layout.world_size})

@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.compress.base import ARTIFACT, EXPORTED, Change, Context, State
+from orchestrator.compress.finetune import Config as FinetuneConfig
+from orchestrator.compress.finetune import Distill, lessons_of, train
+from orchestrator.compress.finetune import layout_problems as ranks_problems
 from orchestrator.errors import ExportError, NotAbleError
 
 if TYPE_CHECKING:
+    from orchestrator.compress.qat import Learnt
     from orchestrator.plan.compress import Widths
+    from orchestrator.plan.layout import Layout
+    from orchestrator.spec.job import JobSpec
 
 Complaint = tuple[str, str, str]
 _FLOAT_TARGETS = ("cnn", "resnet")  # convolutions have no kernels for weight-only integers
+
+
+@dataclass(frozen=True)
+class Qat:
+    """Quantisation-aware training: passes over the training split (or `steps`), weights and activations rounded.
+
+    `distill`: the model as it was before the first step teaches. `replicate`, `shard`: as in `finetune`.
+    """
+
+    epochs: float = 3.0
+    steps: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    distill: Distill | None = None
+    replicate: int | None = None
+    shard: int | None = None
+
+    def __post_init__(self) -> None:
+        FinetuneConfig(self.epochs, self.lr, self.batch_size, self.distill, self.replicate, self.shard)
+        if self.steps is not None and self.steps < 1:
+            raise ValueError("steps must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -24,12 +51,14 @@ class Config:
 
     `int8-dynamic`: weights, and activations as they come (linear layers). `int8-weight`, `int4-weight`: weights only,
     in groups of `group` with a scale each (linear layers and embeddings; best where few tokens are computed at once).
+    `qat` trains the exported model on the very integers first, and exports it again.
     """
 
     scheme: Literal["int8-static", "int8-dynamic", "int8-weight", "int4-weight"] = "int8-static"
     target: Literal["cpu"] = "cpu"
     algorithm: Literal["minmax", "entropy", "percentile"] = "minmax"
     group: int = 32
+    qat: Qat | None = None
 
     def __post_init__(self) -> None:
         if self.group not in (16, 32, 64, 128, 256):
@@ -53,6 +82,21 @@ def plan_problems(config: Config, model: str, widths: Widths | None) -> list[Com
     return []
 
 
+def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
+    """Return why training on integers would undo a step before it, as (key, message, hint)."""
+    if config.qat is None or not any(step.use == "share" for step in job.compress.steps):
+        return []
+    message = "training on the grid of the integers would take weights off the values that `share` gave them"
+    return [("qat", message, "remove share: integers share values anyway")]
+
+
+def layout_problems(config: Config, job: JobSpec, layout: Layout) -> list[Complaint]:
+    """Return why `qat` cannot train under the job's layout, as (key, message, hint)."""
+    if config.qat is None:
+        return []
+    return [(f"qat.{key}", message, hint) for key, message, hint in ranks_problems(config.qat, job, layout)]
+
+
 def build(config: Config) -> Quantise:
     """Return the step."""
     return Quantise(config)
@@ -68,11 +112,17 @@ class Quantise:
         """Return the finished file."""
         context.folder.mkdir(parents=True, exist_ok=True)
         source, target = context.folder / "prepared.onnx", context.folder / "model.onnx"
+        facts: dict[str, Any] = {"scheme": self.config.scheme}
+        learnt = None
+        if self.config.qat is not None:
+            learnt, graph = self._learn(state, context, self.config.qat)
+            facts |= {"steps": learnt.done.steps, "final_loss": learnt.done.loss, "ranks": learnt.ranks}
+            state = replace(state, model=learnt.model, folder=graph.parent, files=(graph.name,))
         _prepare(state.file(), source)
         scheme = self.config.scheme
         try:
             if scheme == "int8-static":
-                self._static(source, target, context)
+                self._static(source, target, context, learnt)
             elif scheme == "int8-dynamic":
                 self._dynamic(source, target)
             else:
@@ -84,12 +134,36 @@ class Quantise:
 
         slim(target)
         after = State(ARTIFACT, state.model, folder=context.folder, files=("model.onnx",), format="onnx", scheme=scheme)
-        return Change(after, {"scheme": scheme})
+        return Change(after, facts)
 
-    def _static(self, source: Path, target: Path, context: Context) -> None:
+    def control(self, state: State, context: Context) -> Change | None:
+        """Return the state after the same training without any rounding; None without `qat`."""
+        asked = self.config.qat
+        if asked is None:
+            return None
+        lessons = lessons_of(asked.distill, context)
+        return train(state, context, asked, lessons, steps=asked.steps)
+
+    def _learn(self, state: State, context: Context, asked: Qat) -> tuple[Learnt, Path]:
+        """Return what training on the integers made of the model, and its graph."""
+        import onnx
+
+        from orchestrator.compress.export import write_onnx
+        from orchestrator.compress.qat import learn
+
+        learnt = learn(state, context, self.config, asked)
+        opsets = {item.domain: item.version for item in onnx.load(str(state.file())).opset_import}
+        return learnt, write_onnx(learnt.model, context, context.folder / "trained", opsets[""])
+
+    def _static(self, source: Path, target: Path, context: Context, learnt: Learnt | None) -> None:
         # Activations unsigned and weights signed: the pair that x86 has fast instructions for. Both signed gives the
         # same file and accuracy at a third of the speed.
         tools = _tools("onnxruntime.quantization")
+        trained: dict[str, Any] = {}
+        if learnt is not None:
+            from orchestrator.compress.qat import overrides
+
+            trained = {"TensorQuantOverrides": overrides(source, learnt)}
         methods = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
         tools.quantize_static(
             str(source),
@@ -100,6 +174,7 @@ class Quantise:
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
             calibrate_method=getattr(tools.CalibrationMethod, methods[self.config.algorithm]),
+            extra_options=trained,
         )
 
     def _dynamic(self, source: Path, target: Path, operators: list[str] | None = None) -> None:
