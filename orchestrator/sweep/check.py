@@ -226,7 +226,9 @@ class _Checker:
     def _length(self) -> list[Problem]:
         search = self.sweep.get("search")
         name = search.get("use") if isinstance(search, Mapping) else "random"
+        cost = self.sweep.get("cost")
         ends = any(self.sweep.get(key) is not None for key in ("trials", "time_s", "worker_s"))
+        ends = ends or (isinstance(cost, Mapping) and cost.get("limit") is not None)
         if name == "grid":
             endless = [param for param in self.space.params if param.count is None]
             return [
