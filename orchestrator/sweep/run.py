@@ -207,7 +207,7 @@ class _Driver:
         notes: tuple[str, ...] = ()
         if summary.front and not stopped and self.sweep.export != "none":
             self.on_event(Event("finishing", f"exporting the {self.sweep.export}, verifying, evaluating"))
-            exported, notes = export_trials(self.run, self.job, self.sweep, summary)
+            exported, notes = export_trials(self.run, self.job, self.sweep, summary, self.ledger)
             summary = self._summary(exported)
         state = "stopped" if stopped else "finished" if summary.front else "failed"
         if not stopped and self.sweep.keep != "all":
