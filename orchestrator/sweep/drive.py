@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.cluster.events import Event
-from orchestrator.cluster.pool import Pool, Room, room_of
+from orchestrator.cluster.gangs import Room, room_of
+from orchestrator.cluster.pool import Pool
 from orchestrator.runs import control
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.job import JobSpec
