@@ -31,6 +31,7 @@ from orchestrator.plan.stages import SPLIT_BACKWARD
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.balance import ExpertBalance
 from orchestrator.train.chunked import ChunkedHead
+from orchestrator.train.initial import given_weights, put_weights
 from orchestrator.train.loss import Loss, build_loss, over_split_classes
 from orchestrator.train.metrics import Metric, build_metrics
 from orchestrator.train.optim import build_optimizer
@@ -255,12 +256,15 @@ def _build_model(
     dtype = _DTYPES[job.train.precision]
     seed = job.train.seed
     module = build_module(lambda: _construct(job), seed, on_meta=init_parameter is not None).to(dtype)
+    given = given_weights(job, module)
 
     def materialise(target: nn.Module, copies: Mapping[str, str]) -> None:
         if init_parameter is not None:
             fill(target, init_parameter, seed, rank.device, copies)
         else:
             target.to(rank.device)
+        if given is not None:
+            put_weights(target, given, copies)
 
     units = plugin.shard_units(module) if hasattr(plugin, "shard_units") else ()
     if job.train.float8 != "none":

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.models import cnn
-from orchestrator.train.cut import cut_weights, source_name
+from orchestrator.plan.cut import source_name
+from orchestrator.train.cut import cut_weights
 
 WIDE = cnn.Config(channels=(8, 12), kernel_size=5, hidden=10)
 
