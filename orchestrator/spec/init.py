@@ -8,7 +8,7 @@ from pydantic import Field
 
 from orchestrator.spec.base import Section, Use
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Field(min_length=64, max_length=64)]
 
 
 class InitSection(Section):
