@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from orchestrator.cluster.events import Event
-    from orchestrator.sweep.ledger import Trial
     from orchestrator.sweep.objectives import Objective
+    from orchestrator.sweep.trial import Trial
 
 _REDRAW_S = 0.25
 _MOST_ROWS = 18
@@ -160,7 +160,7 @@ class SweepProgress:
         for trial in shown:
             cells = [short_value(trial.point[path]) if path in trial.point else "" for path in paths]
             values = [value for _, value in self._values(trial)]
-            seconds = trial.seconds or (time.monotonic() - trial.began if trial.began else 0.0)
+            seconds = trial.seconds + (time.monotonic() - trial.began if trial.began else 0.0)
             step = f"{trial.step}/{trial.total_steps}" if trial.total_steps else ""
             state = Text(_WORDS.get(trial.state, trial.state), style=_STYLES.get(trial.state, ""))
             label = Text(f"{trial.name} *" if trial.number in front else trial.name)

@@ -40,6 +40,16 @@ class BatchPlan:
             return True
         return self.ends_epoch(step) if every_steps is None else step % every_steps == 0
 
+    def count_due(self, every_steps: int | None, step: int) -> int:
+        """Return how often it has been due in the first `step` steps."""
+        if every_steps is None:
+            epochs = step * self.global_batch // self.num_train_samples
+            regular = min(step, epochs)  # a batch larger than the split ends several epochs at once
+        else:
+            regular = step // every_steps
+        last_too = self.ends_epoch(step) if every_steps is None else step % every_steps == 0
+        return regular + (step == self.total_steps and not last_too)
+
 
 @dataclass(frozen=True)
 class Resources:

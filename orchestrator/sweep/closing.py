@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.cluster.events import Event
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.sweep import SweepSection
-from orchestrator.sweep.ledger import Ledger, Trial
+from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.objectives import Objective, aggregate, pareto_front, scores_of
-from orchestrator.sweep.schedulers import Scheduler
+from orchestrator.sweep.schedulers import Scheduler, close_trial
 from orchestrator.sweep.source import Source
-from orchestrator.sweep.trial_run import TrialRun, drop_checkpoints, trial_folder
+from orchestrator.sweep.trial import Trial
+from orchestrator.sweep.trial_run import TrialRun, drop_checkpoints, end_folder, trial_folder
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class Closer:
     def close(self, work: TrialRun, state: str, reason: str, values: dict[str, float] | None = None) -> TrialRun | None:
         """Close one training; when it was the last of its trial, the trial. Return the next repeat, if there is one."""
         trial, values = work.trial, values or {}
-        seconds = time.monotonic() - work.began
-        trial.seconds += seconds
+        self.leave(work)
         told = {f"objective/{each.name}": values[each.name] for each in self.source.objectives if each.name in values}
         line = f"{state}: {reason}" if reason else f"{state}: {self._said(values)}"
         work.close(state, line, told, {"trial.state": state, **_stage_tags(work)})
@@ -41,19 +40,34 @@ class Closer:
             self.tell("interrupted", trial)
             return None
         if state == "finished":
-            self.ledger.repeat(trial, work.repeat, values, seconds)
+            self.ledger.repeat(trial, work.repeat, values)
             if work.repeat + 1 < self.sweep.repeats:
                 again = work.repeat + 1
                 return TrialRun(trial, again, work.feasible, trial_folder(self.run, trial, again))
         self.finish(trial, state, reason, values)
         return None
 
+    def leave(self, work: TrialRun) -> None:
+        """Note what the attempt took that is over now, however it ended."""
+        seconds = work.leave()
+        if seconds is not None:
+            self.ledger.leave(work.trial, work.repeat, seconds)
+
+    def shut_out(self, trial: Trial) -> None:
+        """Close the folders of a trial that was begun and is infeasible now: other constraints, another cluster."""
+        for repeat in trial.attempts:
+            folder = trial_folder(self.run, trial, repeat)
+            end_folder(folder, trial.state, f"{trial.state}: {trial.reason}", tags={"trial.state": trial.state})
+        if trial.attempts:
+            close_trial(self.scheduler, trial.number)
+
     def finish(self, trial: Trial, state: str, reason: str, values: dict[str, float] | None = None) -> None:
         """Close a trial whose trainings are closed."""
         if state == "finished":
             columns = [trial.repeats[index] for index in sorted(trial.repeats)]
             values = aggregate(columns, self.sweep.aggregate, self.source.objectives)
-        self.scheduler.close(trial.number)
+        if trial.attempts and state != "infeasible":
+            close_trial(self.scheduler, trial.number)
         self.ledger.end(trial, state, values=values, reason=reason)
         self.source.tell(trial)
         self._tidy()

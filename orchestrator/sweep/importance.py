@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.sweep.ledger import Trial
 from orchestrator.sweep.objectives import Objective
 from orchestrator.sweep.point import plain_copy
 from orchestrator.sweep.space import Param, Space
+from orchestrator.sweep.trial import Trial
 
 FEWEST = 8
 

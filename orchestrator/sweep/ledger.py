@@ -8,59 +8,22 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import CheckpointError
 from orchestrator.runs.record import now_iso
 from orchestrator.sweep.point import Point, point_hash
-
-ENDED = ("finished", "stopped", "infeasible", "oom", "diverged", "failed")
-"""States a trial stays in; `waiting`, `running` and `interrupted` ones are begun (again) on resume."""
-
-
-@dataclass
-class Trial:
-    """One point of the sweep and what became of it. `values` are those of its best checkpoint, repeats put together.
-
-    `trained_by` says for repeats that were not trained whose training they took. `curve` holds (step, metrics) of each
-    evaluation of the present attempt, for tables and figures only.
-    """
-
-    number: int
-    point: Point
-    digest: str
-    origin: str = "search"
-    state: str = "waiting"
-    reason: str = ""
-    values: dict[str, float] = field(default_factory=dict)
-    repeats: dict[int, dict[str, float]] = field(default_factory=dict)
-    repeats_s: dict[int, float] = field(default_factory=dict)
-    trained_by: dict[int, str] = field(default_factory=dict)
-    workers: int = 1
-    seconds: float = 0.0
-    step: int = 0
-    total_steps: int = 0
-    evaluations: int = 0
-    curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    began: float = 0.0
-    model: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended for good."""
-        return self.state in ENDED
-
-    @property
-    def name(self) -> str:
-        """Name of its folder: `t007`."""
-        return f"t{self.number:03d}"
+from orchestrator.sweep.trial import Trial
 
 
 class Ledger:
-    """Appends to and folds `sweep/ledger.jsonl`."""
+    """Appends to and folds `sweep/ledger.jsonl`. `history` holds what schedulers are told, in order.
+
+    Its entries are (trial, number of the evaluation, metrics); number 0 says that the trial has ended.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or create the file; a torn last line (a driver killed mid-write) is cut off.
@@ -70,6 +33,7 @@ class Ledger:
         self.path = path
         self.trials: dict[int, Trial] = {}
         self.by_digest: dict[str, Trial] = {}
+        self.history: list[tuple[int, int, Mapping[str, float]]] = []
         self.asked = 0
         self.spent_s = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,15 +55,29 @@ class Ledger:
         )  # fmt: skip
         return self.trials[number]
 
-    def begin(self, trial: Trial, *, workers: int) -> None:
-        """Note that a trial is about to be trained."""
-        self._append({"event": "begun", "trial": trial.number, "workers": workers})
-
-    def repeat(self, trial: Trial, index: int, values: Mapping[str, float], seconds: float) -> None:
-        """Note what one repeat gave."""
+    def begin(self, trial: Trial, repeat: int, *, workers: int, job: str) -> None:
+        """Note that a repeat of a trial is about to be trained (again); `job` is its job's digest."""
         self._append(
-            {"event": "repeat", "trial": trial.number, "index": index, "values": dict(values), "seconds": seconds}
+            {"event": "begun", "trial": trial.number, "repeat": repeat, "workers": workers, "job": job,
+             "time_s": round(time.time(), 3)}
         )  # fmt: skip
+
+    def evaluate(self, trial: Trial, number: int, step: int, metrics: Mapping[str, float], *, stop: bool) -> None:
+        """Note an evaluation and whether the scheduler ended the trial at it. Not waited for: the next line does."""
+        self._append(
+            {"event": "evaluated", "trial": trial.number, "number": number, "step": step, "metrics": dict(metrics),
+             "stop": stop},
+            durable=False,
+        )  # fmt: skip
+
+    def leave(self, trial: Trial, repeat: int, seconds: float) -> None:
+        """Note that an attempt is over, however it ended, and what it took. Not waited for, like evaluations."""
+        record = {"event": "left", "trial": trial.number, "repeat": repeat, "seconds": round(seconds, 3)}
+        self._append(record, durable=False)
+
+    def repeat(self, trial: Trial, index: int, values: Mapping[str, float]) -> None:
+        """Note what one repeat gave."""
+        self._append({"event": "repeat", "trial": trial.number, "index": index, "values": dict(values)})
 
     def reuse(self, trial: Trial, index: int, of: str) -> None:
         """Note that a repeat was not trained: it took the training of trial `of`."""
@@ -109,15 +87,14 @@ class Ledger:
         """Note how a trial ended (a state of `ENDED`, or interrupted)."""
         self._append(
             {"event": "ended", "trial": trial.number, "state": state, "values": dict(values or {}), "reason": reason,
-             "step": trial.step, "total_steps": trial.total_steps, "seconds": trial.seconds,
-             "evaluations": trial.evaluations, "model": trial.model}
+             "step": trial.step, "total_steps": trial.total_steps, "model": trial.model}
         )  # fmt: skip
 
     def spend(self, seconds: float) -> None:
         """Note how long this start of the sweep has lasted in all."""
         self._append({"event": "spent", "seconds": seconds})
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def _append(self, record: dict[str, Any], *, durable: bool = True) -> None:
         line = json.dumps({"at": now_iso(), **record}, separators=(",", ":"), allow_nan=True).encode() + b"\n"
         written = os.write(self._fd, line)
         if written < len(line):  # what comes after would be joined to a torn line
@@ -125,7 +102,8 @@ class Ledger:
             raise CheckpointError(
                 f"{self.path} could not be written: the disk is full", hint="make room, then --resume"
             )
-        os.fsync(self._fd)
+        if durable:
+            os.fsync(self._fd)
         self._fold(record)
 
     def _fold_file(self) -> None:
@@ -154,18 +132,11 @@ class Ledger:
             self.spent_s += float(record["seconds"])
             return
         trial = self.trials[int(record["trial"])]
-        if event == "begun":
-            trial.state, trial.workers = "running", int(record["workers"])
-        elif event == "repeat":
-            trial.repeats[int(record["index"])] = dict(record["values"])
-            trial.repeats_s[int(record["index"])] = float(record["seconds"])
-        elif event == "reused":
-            trial.trained_by[int(record["index"])] = str(record["of"])
-        elif event == "ended":
-            trial.state, trial.reason, trial.values = record["state"], record["reason"], dict(record["values"])
-            trial.step, trial.total_steps = int(record["step"]), int(record["total_steps"])
-            trial.seconds, trial.evaluations = float(record["seconds"]), int(record["evaluations"])
-            trial.model = dict(record.get("model", {}))
+        trial.apply(record)
+        if event == "evaluated":
+            self.history.append((trial.number, trial.evaluations, trial.curve[-1][1]))
+        elif event == "ended" and trial.is_over and trial.attempts:
+            self.history.append((trial.number, 0, {}))
 
     def _add(self, record: Mapping[str, Any]) -> None:
         point = dict(record["point"])

@@ -1,15 +1,26 @@
-"""May a sweep go on with this job? Its trials must be comparable; space, budgets, searcher and scheduler may change."""
+"""May a sweep go on with this job? Its trials must be comparable; space, budgets, searcher and scheduler may change.
+
+Asked twice: of the job file (`require_same_job`), and of every trial's own job (`require_same_trials`), which other
+code may make another of, by other defaults, though the file and the point are the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.errors import JobFileError, Problem
 from orchestrator.runs.paths import RunDir
-from orchestrator.spec.digest import differing_keys
+from orchestrator.spec.digest import deciding_parts, differing_keys
 from orchestrator.spec.job import JobSpec
+from orchestrator.spec.problems import find_problems
+from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.objectives import objectives_of
+from orchestrator.sweep.point import NoSuchPlaceError, apply_point
+from orchestrator.sweep.trial import Trial
+from orchestrator.sweep.trial_run import trial_job
 
 
 def _always_given(job: JobSpec) -> set[str]:
@@ -60,3 +71,33 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _leaves(each, f"{path}.{key}")
     if not isinstance(value, dict | list):
         yield path, value
+
+
+def trial_digest(job: JobSpec) -> str:
+    """Return 16 hex digits that name what decides a trial's values: not where it runs, nor how it is laid out."""
+    parts = deciding_parts(job) | {"compress": job.compress.model_dump(mode="json")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def require_same_trials(run: RunDir, data: Mapping[str, Any], ledger: Ledger) -> None:
+    """Refuse to go on when a trial's point makes another job now than when it was begun. Raises JobFileError."""
+    changed = [trial.name for trial in ledger.trials.values() if trial.digests and _is_another(data, trial)]
+    if not changed:
+        return
+    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    raise JobFileError(
+        f"{run.run_id} cannot go on: the point of {changed[0]}{more} makes another job now than when it was begun; "
+        "nothing was changed",
+        hint=f"{run.trials / changed[0]}/job.json is the job it had; go on with the version of the code that made it, "
+        "or start a new sweep",
+    )
+
+
+def _is_another(data: Mapping[str, Any], trial: Trial) -> bool:
+    try:
+        job, problems, _ = find_problems(apply_point(data, trial.point))
+    except NoSuchPlaceError:
+        return True
+    if job is None or problems:
+        return True
+    return any(trial_digest(trial_job(job, repeat)) != digest for repeat, digest in trial.digests.items())

@@ -29,23 +29,20 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.spec.resolve import resolved_text
 from orchestrator.spec.sweep import SweepSection
 from orchestrator.sweep.check import build_space
-from orchestrator.sweep.closing import front_of
 from orchestrator.sweep.drive import SweepLoop
 from orchestrator.sweep.export import export_trials
 from orchestrator.sweep.feasible import Limits
-from orchestrator.sweep.importance import importance
-from orchestrator.sweep.ledger import ENDED, Ledger
-from orchestrator.sweep.objectives import objectives_of
+from orchestrator.sweep.ledger import Ledger
+from orchestrator.sweep.report import Report, best_values, model_version
 from orchestrator.sweep.result import SweepResult
-from orchestrator.sweep.resume import require_same_job
+from orchestrator.sweep.resume import require_same_job, require_same_trials
 from orchestrator.sweep.schedule import sample_needs, schedule_line, warm_start
-from orchestrator.sweep.schedulers import build_scheduler
+from orchestrator.sweep.schedulers import build_scheduler, replay
 from orchestrator.sweep.shared import kept_in
 from orchestrator.sweep.source import Source
-from orchestrator.sweep.summary import Summary, as_csv, as_data, note_rows, verdict
+from orchestrator.sweep.summary import Summary, verdict
 from orchestrator.sweep.told import SweepTracking
 from orchestrator.tracking.links import sweep_links
-from orchestrator.tracking.note import build_note
 from orchestrator.tracking.request import TrackingState
 
 _RENEW_S = 15.0
@@ -75,8 +72,12 @@ def run_sweep(
     if resume:
         require_same_job(run, job)
     with ExitStack() as stack:
-        driver = _Driver(run, job, job.sweep, data, resume is not None, on_event, command, acquire(run))
-        stack.callback(driver.lease.release)
+        lease = acquire(run)
+        stack.callback(lease.release)
+        ledger = Ledger(run.sweep / "ledger.jsonl")
+        stack.callback(ledger.close)
+        require_same_trials(run, data, ledger)
+        driver = _Driver(run, job, job.sweep, data, resume is not None, on_event, command, lease, ledger)
         stack.enter_context(Interrupts(run, on_event))
         try:
             driver.open()
@@ -107,30 +108,29 @@ class _Driver:
     on_event: Callable[[Event], None]
     command: str
     lease: Lease
+    ledger: Ledger
     session: RaySession | None = None
-    tracking: SweepTracking | None = None
     pool: Pool | None = None
     loop: SweepLoop | None = None
-    ledger: Ledger | None = None
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._renewed = self._spent_at = time.monotonic()
         self._told = -1
         self._elapsed_s = 0.0
+        self.report = Report(self.run, self.job, self.ledger, self.command)
 
     def open(self) -> None:
         """Claim the folder, start cluster and tracking side by side."""
         self._claim()
-        self.ledger = Ledger(self.run.sweep / "ledger.jsonl")
         cores = max(1, int(Available.local().num_cpus))
         self.session = RaySession(self.job.cluster.address, num_cpus=cores, log_file=self.run.logs / "ray.log")
         self.session.start()
         space = build_space(self.job)
-        self.tracking = SweepTracking(self.run, self.job, resume=self.resume)
+        tracking = self.report.tracking = SweepTracking(self.run, self.job, resume=self.resume)
         text = resolved_text(self.job)
         self.run.resolved_yaml.write_text(text, encoding="utf-8")
-        self.tracking.describe(space, text, self.command)
+        tracking.describe(space, text, self.command)
         self.pool = Pool(self.session, self.job.cluster.wait_s + self.job.cluster.start_timeout_s)
         limits = self._limits(self.pool)
         needs = sample_needs(self.data, space, limits)
@@ -138,12 +138,13 @@ class _Driver:
             self.pool.warm(*warm_start(needs, self.sweep, self.pool))
         source = Source(self.data, self.job, space, self.ledger, limits)
         scheduler, judged_by = build_scheduler(self.sweep, source.objectives)
+        replay(scheduler, judged_by, self.ledger.history)
         self.loop = SweepLoop(
             self.run, self.job, self.sweep, self.ledger, source, self.pool, scheduler, judged_by, self.on_event,
             self.tick, self.ledger.spent_s,
         )  # fmt: skip
         self.on_event(Event("schedule", schedule_line(self.sweep, needs, space.size(), self.pool)))
-        state = self.tracking.wait_ready()
+        state = tracking.wait_ready()
         if state.run_id:
             update_record(self.run, mlflow=as_record(state))
         self.on_event(Event("tracking", state.url or state.uri, {"state": state.state, **as_record(state)}))
@@ -183,34 +184,20 @@ class _Driver:
             self.lease.renew()
             self._spend()
             self._renewed = now
-        summary = self._summary()
-        ended = sum(trial.is_over for trial in summary.trials.values())
-        if ended != self._told and self.tracking is not None:
+        ended = sum(trial.is_over for trial in self.ledger.trials.values())
+        if ended != self._told:  # the front is compared pair by pair: not ten times a second
             self._told = ended
-            best = summary.best
-            values = {f"best/{each.name}": best.values[each.name] for each in summary.objectives} if best else {}
-            counts = {f"trials/{state}": float(count) for state, count in summary.counts.items() if state in ENDED}
-            self.tracking.metrics(ended, values | counts | {"trials/front": float(len(summary.front))})
+            self.report.progress(ended, self._summary())
 
     def _spend(self) -> None:
         now = time.monotonic()
-        if self.ledger is not None:
-            self.ledger.spend(now - self._spent_at)
+        self.ledger.spend(now - self._spent_at)
         self._spent_at = now
 
     def _summary(self, exported: Mapping[int, Mapping[str, float]] | None = None) -> Summary:
-        objectives = objectives_of(self.job)
-        ledger, loop = self.ledger, self.loop
-        front = front_of(ledger, objectives) if ledger is not None else []
-        return Summary(
-            self.job,
-            objectives,
-            ledger.trials if ledger is not None else {},
-            front,
-            self._elapsed_s or (loop.elapsed_s if loop is not None else time.monotonic() - self.began),
-            loop.ended if loop is not None else "",
-            exported,
-        )
+        loop = self.loop
+        elapsed_s = self._elapsed_s or (loop.elapsed_s if loop is not None else time.monotonic() - self.began)
+        return self.report.summary(elapsed_s, loop.ended if loop is not None else "", exported)
 
     def close_well(self) -> SweepResult:
         """Export the winners, draw, tell the record and the tracking store."""
@@ -228,7 +215,7 @@ class _Driver:
         said = verdict(state, summary)
         tracked = self._tell(state, said, summary)
         record = update_record(
-            self.run, state=state, verdict=said, ended=now_iso(), metrics=_best_values(summary),
+            self.run, state=state, verdict=said, ended=now_iso(), metrics=best_values(summary),
             mlflow=as_record(tracked[1]) if tracked[1].run_id else read_record(self.run).mlflow,
         )  # fmt: skip
         if tracked[0]:
@@ -239,33 +226,19 @@ class _Driver:
         first = summary.objectives[0]
         links = sweep_links(tracked[1], self.run.run_id, first.name, largest_first=first.direction == "max")
         return SweepResult(
-            self.run, state, said, summary, {**record.mlflow, **links}, self._version(summary), tracked[0], notes
+            self.run,
+            state,
+            said,
+            summary,
+            {**record.mlflow, **links},
+            model_version(self.run, summary),
+            tracked[0],
+            notes,
         )
-
-    def _version(self, summary: Summary) -> Mapping[str, str] | None:
-        from orchestrator.tracking.request import read_state
-
-        if summary.best is None:
-            return None
-        state = read_state(RunDir(self.run.trials / summary.best.name))
-        return state.model_version or state.compressed_version
 
     def _tell(self, state: str, said: str, summary: Summary) -> tuple[int, TrackingState]:
         self._spend()
-        trials = [*summary.trials.values()]
-        shares = importance(trials, build_space(self.job), summary.objectives) if state == "finished" else {}
-        page = {"name": self.run.run_id, "state": state, **as_data(summary), "importance": shares}
-        write_json(self.run.sweep / "summary.json", page)
-        (self.run.sweep / "trials.csv").write_text(as_csv(summary), encoding="utf-8")
-        if self.tracking is None:
-            return 0, TrackingState("starting")
-        self.tracking.keep(self.run.sweep / "trials.csv", "sweep")
-        self.tracking.keep(self.run.sweep / "summary.json", "sweep")
-        if summary.best is not None:
-            self.tracking.tags({"best_trial": summary.best.name})
-        rows = [("state", state), *note_rows(summary)]
-        note = build_note(said, rows, command=self.command, text=self.job.track.description)
-        return self.tracking.end(state, note)
+        return self.report.end(state, said, summary)
 
     def close_badly(self, error: BaseException) -> None:
         """Tell the record and the tracking store that the sweep did not end well."""
@@ -277,7 +250,7 @@ class _Driver:
         if killed and self.session is not None:
             self.session.kill()
         if self.loop is not None:
-            self.loop.close_open("interrupted")
+            self.loop.close_open("the sweep was interrupted")
         update_record(self.run, state=state, verdict=said, ended=now_iso())
         self._tell(state, said, self._summary())
 
@@ -292,12 +265,5 @@ class _Driver:
     def shut(self) -> None:
         """Leave nothing running."""
         self._leave_cluster()
-        if self.tracking is not None:
-            self.tracking.shut()
-        if self.ledger is not None:
-            self.ledger.close()
-
-
-def _best_values(summary: Summary) -> dict[str, float]:
-    best = summary.best
-    return dict(best.values) if best is not None else {}
+        if self.report.tracking is not None:
+            self.report.tracking.shut()

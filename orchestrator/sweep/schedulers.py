@@ -6,7 +6,7 @@ A score is the scheduler's metric turned so that more is better. Evaluations of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any, Literal, Protocol
@@ -23,7 +23,7 @@ class Scheduler(Protocol):
         """Take note of a score and say whether the trial ends here."""
 
     def close(self, trial: int) -> None:
-        """Take note that a trial has ended."""
+        """Take note that a trial has ended. May be left out."""
 
 
 class Fifo:
@@ -201,3 +201,24 @@ def build_scheduler(sweep: SweepSection, objectives: tuple[Objective, ...]) -> t
     if metric in known and mode in (None, known[metric].direction):
         return scheduler, known[metric]
     return scheduler, Objective(metric, mode or "min")
+
+
+def close_trial(scheduler: Scheduler, trial: int) -> None:
+    """Tell a scheduler that a trial has ended, if it wants to know."""
+    close = getattr(scheduler, "close", None)
+    if close is not None:
+        close(trial)
+
+
+def replay(
+    scheduler: Scheduler, judged_by: Objective | None, history: Sequence[tuple[int, int, Mapping[str, float]]]
+) -> None:
+    """Tell a new scheduler all that was said before (`Ledger.history`), so that it decides as if it had been there.
+
+    Its answers are not asked for: what an earlier start decided stands.
+    """
+    for trial, evaluation, metrics in history:
+        if not evaluation:
+            close_trial(scheduler, trial)
+        elif judged_by is not None:
+            scheduler.should_stop(trial, evaluation, judged_by.score(metrics.get(judged_by.name, math.nan)))

@@ -11,24 +11,32 @@ from orchestrator import plugins
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.sweep import SweepSection
 from orchestrator.sweep.feasible import Feasible, Limits, judge_point
-from orchestrator.sweep.ledger import Ledger, Trial
+from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.objectives import Objective, objectives_of
 from orchestrator.sweep.point import Point, plain_copy, point_hash, value_at
 from orchestrator.sweep.search import Outcome, Searcher, SearchTask
 from orchestrator.sweep.space import Space
+from orchestrator.sweep.trial import Trial
 
 MAX_IN_A_ROW = 500
 """Points in a row that give no new feasible one before the search counts as exhausted."""
+POINTS_A_TICK = 20
+"""Points looked at in one call: each takes milliseconds, and the caller has trials to answer meanwhile."""
 
 
 class Source:
-    """Where trials come from. `ended` says why there are no more, "" while there are; a new result opens it again."""
+    """Where trials come from. `ended` says why there are no more, "" while there are; a new result opens it again.
+
+    `is_searching` says that the last call ended without an answer: ask again.
+    """
 
     def __init__(self, data: Mapping[str, Any], job: JobSpec, space: Space, ledger: Ledger, limits: Limits) -> None:
         self._data, self._sweep, self._space = data, _sweep_of(job), space
         self._ledger, self._limits = ledger, limits
         self.objectives: tuple[Objective, ...] = objectives_of(job)
         self.ended = ""
+        self.is_searching = False
+        self._in_a_row = 0
         self._asked = ledger.asked
         task = SearchTask(space, self.objectives, self._sweep.seed, self._asked)
         self._searcher: Searcher = plugins.build("searchers", self._sweep.search.use, self._sweep.search.options, task)
@@ -47,30 +55,38 @@ class Source:
         return None
 
     def next(self) -> tuple[Trial, Feasible] | None:
-        """Return a new feasible trial; None when there are no more (asked again: at once, until something is told)."""
+        """Return a new feasible trial; None when there are no more, or when `is_searching`."""
+        self.is_searching = False
         if self.ended:
             return None
         finite = bool(getattr(self._searcher, "finite", False))  # a grid ends by itself
-        tried = 0
-        while finite or tried < MAX_IN_A_ROW:
+        for _ in range(POINTS_A_TICK):
+            if not finite and self._in_a_row >= MAX_IN_A_ROW:
+                self._in_a_row = 0
+                self.ended = f"{MAX_IN_A_ROW} points in a row were infeasible or tried before"
+                return None
             found = self._next_point()
             if found is None:
                 self.ended = "every point of the space was tried"
                 return None
-            point, origin = found
-            known = self._ledger.by_digest.get(point_hash(point))
-            if known is not None:
-                if known.is_over:
-                    self._searcher.tell(point, outcome_of(known))
-                tried += 1
-                continue
-            trial = self._ledger.propose(point, origin=origin, asked=self._asked)
-            feasible = self.judge(trial)
+            feasible = self._look_at(*found)
             if feasible is not None:
-                return trial, feasible
-            tried += 1
-        self.ended = f"{MAX_IN_A_ROW} points in a row were infeasible or tried before"
+                self._in_a_row = 0
+                return feasible
+            self._in_a_row += 1
+        self.is_searching = True
         return None
+
+    def _look_at(self, point: Point, origin: str) -> tuple[Trial, Feasible] | None:
+        """Return the point's trial; None when there is one already, or it is infeasible (the searcher is told)."""
+        known = self._ledger.by_digest.get(point_hash(point))
+        if known is not None:
+            if known.is_over:
+                self._searcher.tell(point, outcome_of(known))
+            return None
+        trial = self._ledger.propose(point, origin=origin, asked=self._asked)
+        feasible = self.judge(trial)
+        return None if feasible is None else (trial, feasible)
 
     def tell(self, trial: Trial) -> None:
         """Let the searcher learn how a trial ended."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.spec.job import JobSpec
-from orchestrator.sweep.ledger import Trial
 from orchestrator.sweep.objectives import Objective
 from orchestrator.sweep.point import plain_copy, point_name, short_keys, short_value
+from orchestrator.sweep.trial import Trial
 
 MOST_ROWS = 30
 

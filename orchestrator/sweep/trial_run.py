@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from orchestrator.checkpoint.disk import MANIFEST
+from orchestrator.checkpoint.manifest import parse_folder_name
 from orchestrator.cluster.trial_worker import Share
 from orchestrator.errors import NotAbleError
 from orchestrator.plan.build import resolved_job
@@ -26,17 +28,19 @@ from orchestrator.runs.record import (
     read_record,
     update_record,
     write_json,
+    write_record,
 )
 from orchestrator.runs.spool import SpoolWriter
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.yaml_write import write
 from orchestrator.sweep.feasible import Feasible
-from orchestrator.sweep.ledger import Trial
 from orchestrator.sweep.point import plain_copy, point_name, short_value
+from orchestrator.sweep.trial import Trial
 from orchestrator.tracking.request import TrackingRequest, write_request
 
-STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}
+STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "infeasible": "KILLED"}
 """In MLflow; a trial that was ended early on purpose has done its part, all others FAILED."""
+_RECORDED = {"finished": "finished", "stopped": "stopped", "interrupted": "stopped", "infeasible": "stopped"}
 
 
 def trial_folder(sweep: RunDir, trial: Trial, repeat: int) -> RunDir:
@@ -59,7 +63,7 @@ class TrialRun:
     repeat: int
     feasible: Feasible
     run: RunDir
-    attempt: int = 0
+    failures: int = 0
     lease: Lease | None = None
     spool: SpoolWriter | None = None
     watchdog: Watchdog = field(default_factory=Watchdog)
@@ -67,23 +71,25 @@ class TrialRun:
     stop_reason: str = ""
 
     def open(self, sweep: RunDir) -> Share:
-        """Make the folder (or take over what an earlier attempt left); return what the workers are asked."""
+        """Make the folder (or take over what an earlier attempt left); return what the workers are asked.
+
+        Which attempt it is says the ledger: `begin` has been noted there.
+        """
         job = trial_job(self.feasible.job, self.repeat)
-        resume = self.run.record.is_file()
+        attempt = self.trial.attempts[self.repeat]
         for folder in (self.run.logs, self.run.failures, self.run.heartbeats, self.run.spool):
             folder.mkdir(parents=True, exist_ok=True)
         record = self._last_record(job.name)
         self.lease = self.lease.advance() if self.lease is not None else acquire(self.run)
-        self.attempt = max(self.attempt, record.attempt) + 1
-        self._write_record(record)
+        self._write_record(replace(record, attempt=attempt))
         clear_heartbeats(self.run)
         control.clear_stop(self.run)
         self.run.result.unlink(missing_ok=True)
         self._write_job(job)
         if self.spool is None:
-            self._track(sweep, job, resume=resume)
+            self._track(sweep, job, resume=attempt > 1)
         self.began, self.stop_reason, self.watchdog = time.monotonic(), "", Watchdog()
-        return Share(str(self.run.path), attempt=self.attempt, token=self.lease.token, resume=resume)
+        return Share(str(self.run.path), attempt=attempt, token=self.lease.token, resume=attempt > 1)
 
     def _last_record(self, name: str) -> RunRecord:
         try:
@@ -95,7 +101,7 @@ class TrialRun:
         """The ledger is what a resume goes by, so the record of a trial need not outlive a power cut."""
         pid = os.getpid()
         started, host = process_started(pid), socket.gethostname()
-        now = replace(record, state="running", attempt=self.attempt, verdict="", ended="")
+        now = replace(record, state="running", verdict="", ended="")
         write_json(self.run.record, asdict(replace(now, pid=pid, pid_started=started, host=host)), durable=False)
 
     def _write_job(self, job: JobSpec) -> None:
@@ -116,21 +122,57 @@ class TrialRun:
         """Say whether a rank has been silent for longer than it may be."""
         return bool(self.watchdog.hung(read_heartbeats(self.run)))
 
+    def evaluation_at(self, step: int) -> int:
+        """Return the number of the evaluation at a step, counted over repeats: the same in whatever attempt."""
+        batch = self.feasible.plan.batch
+        whole = batch.count_due(batch.eval_every_steps, batch.total_steps)
+        return self.repeat * whole + batch.count_due(batch.eval_every_steps, step)
+
+    def leave(self) -> float | None:
+        """Return the seconds of the attempt that is over now; None when none was under way."""
+        began, self.began, self.trial.began = self.began, 0.0, 0.0
+        return time.monotonic() - began if began else None
+
     def close(self, state: str, note: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
         """Tell the record and the tracking store how it ended, and give the folder back."""
-        if self.spool is not None:
-            if metrics:
-                self.spool.metrics(self.trial.step, metrics)
-            self.spool.record("tags", values=dict(tags))
-            self.spool.record("note", text=note)
-            self.spool.record("status", status=STATUS.get(state, "FAILED"))
-            self.spool.close()
-            self.spool = None
-        known = {"finished": "finished", "stopped": "stopped", "interrupted": "stopped"}.get(state, "failed")
-        update_record(self.run, state=known, verdict=note.splitlines()[0], ended=now_iso(), metrics=dict(metrics))
+        spool, self.spool = self.spool, None
+        if self.run.record.is_file() or spool is not None:  # else it never began
+            end_folder(self.run, state, note, step=self.trial.step, metrics=metrics, tags=tags, spool=spool)
         if self.lease is not None:
             self.lease.release()
             self.lease = None
+
+
+def end_folder(
+    run: RunDir,
+    state: str,
+    note: str,
+    *,
+    step: int = 0,
+    metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+    spool: SpoolWriter | None = None,
+) -> None:
+    """Tell a trial's record and the tracking store how it ended, whoever began it. `spool` is closed."""
+    writer, metrics = spool or SpoolWriter(run.spool / "driver.jsonl"), dict(metrics or {})
+    if metrics:
+        writer.metrics(step, metrics)
+    writer.record("tags", values=dict(tags or {}))
+    writer.record("note", text=note)
+    writer.record("status", status=STATUS.get(state, "FAILED"))
+    writer.close()
+    ending: dict[str, Any] = {"state": _RECORDED.get(state, "failed"), "verdict": note.splitlines()[0]}
+    ending |= {"ended": now_iso(), "metrics": metrics}
+    try:
+        update_record(run, **ending)
+    except NotAbleError:  # a power cut took it
+        write_record(run, RunRecord(run_id=run.run_id, name=run.run_id, created=now_iso(), kind="trial", **ending))
+
+
+def newest_step(run: RunDir) -> int:
+    """Return the step of the trial's newest committed checkpoint, 0 when it has none."""
+    found = [parse_folder_name(path.parent.name) for path in run.checkpoints.glob(f"*/{MANIFEST}")]
+    return max((each[0] for each in found if each is not None), default=0)
 
 
 def write_trial_request(

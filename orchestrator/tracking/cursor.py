@@ -66,6 +66,13 @@ def _attempt(stem: str) -> int:
     return int(number) if number.isdigit() else 0
 
 
+def is_closed(run: RunDir) -> bool:
+    """Say whether MLflow has the final status of the run, and of every trial of it when it is a sweep."""
+    trials = [RunDir(path) for path in run.trials.iterdir()] if run.trials.is_dir() else []
+    tracked = [run, *(trial for trial in trials if (trial.path / "tracking.json").is_file())]
+    return all(load_cursor(each).closed for each in tracked)
+
+
 def count_remaining(run: RunDir) -> int:
     """Return the number of complete records that have not been shipped, those of a sweep's trials included."""
     cursor = load_cursor(run)

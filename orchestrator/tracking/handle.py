@@ -12,7 +12,7 @@ from orchestrator.environment import tracking_environment
 from orchestrator.errors import TrackingError
 from orchestrator.runs.paths import RunDir
 from orchestrator.tracking.busy import progress_mark
-from orchestrator.tracking.cursor import count_remaining, load_cursor
+from orchestrator.tracking.cursor import count_remaining, is_closed, load_cursor
 from orchestrator.tracking.request import TrackingRequest, TrackingState, read_request, read_state
 
 POLL_S = 0.05
@@ -125,7 +125,7 @@ def sync(run: RunDir, timeout_s: float = 600.0) -> SyncCounts:
     if request is None:
         raise TrackingError(f"the run {run.run_id} has no tracking request", hint="it was never tracked")
     before = load_cursor(run)
-    if before.closed and not count_remaining(run):
+    if is_closed(run) and not count_remaining(run):
         return SyncCounts(0, 0, before.rejected, read_state(run))
     handle = start_sender(run, request, once=True)
     try:

@@ -82,6 +82,7 @@ class Trainer:
         self.saved_at = -1
         self.synced = False
         self.blocked_s = 0.0
+        self.started_s = 0.0
 
     def run(self) -> FitResult:
         """Restore, step, close."""
@@ -91,7 +92,7 @@ class Trainer:
             self.saved_at = self.progress.step
         self.callbacks.start(self.moment, self.progress.step)
         self._start_profile()
-        started, status = time.perf_counter(), "finished"
+        self.started_s, status = time.perf_counter() - self.progress.train_s, "finished"
         while self.progress.step < self.batch.total_steps:
             status = self.advance()
             if status != "running":
@@ -107,7 +108,7 @@ class Trainer:
         self.callbacks.end(self.moment, self.progress.step)
         self._report(newest, final=True)
         self.ports.beat(self.progress.step, "outside")
-        return self._result(status, time.perf_counter() - started, best, newest)
+        return self._result(status, time.perf_counter() - self.started_s, best, newest)
 
     def _start_profile(self) -> None:
         if not self.job.train.profile:
@@ -211,6 +212,7 @@ class Trainer:
     def _save(self, *, best: bool) -> None:
         step = self.progress.step
         self.ports.beat(step, "checkpoint")
+        self.progress.train_s = time.perf_counter() - self.started_s
         blocked = self.saver.save(self.engine, self.progress, best=best)
         self.blocked_s += blocked
         self.saved_at = step

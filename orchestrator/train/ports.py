@@ -74,7 +74,10 @@ class Ports:
 
 @dataclass(frozen=True)
 class FitResult:
-    """How training ended. `status` is finished, stopped (asked to) or early_stopped."""
+    """How training ended. `status` is finished, stopped (asked to) or early_stopped.
+
+    `train_s` is the time of all attempts, each up to the checkpoint that the next one went on from.
+    """
 
     status: str
     step: int

@@ -12,7 +12,10 @@ from orchestrator.spec.job import MonitorSection
 
 @dataclass
 class Progress:
-    """Steps done, the best evaluation so far, and counters. The sample position follows from `step` alone."""
+    """Steps done, the best evaluation so far, and counters. The sample position follows from `step` alone.
+
+    `train_s`: seconds of training that led here, over all attempts.
+    """
 
     step: int = 0
     skipped_steps: int = 0
@@ -22,6 +25,7 @@ class Progress:
     best_metrics: dict[str, float] = field(default_factory=dict)
     last_metrics: dict[str, float] = field(default_factory=dict)
     evaluations_without_gain: int = 0
+    train_s: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""

@@ -171,10 +171,12 @@ def test_the_ledger_gives_back_what_was_written_also_after_a_torn_line(tmp_path:
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(path)
     first = ledger.propose({"optim.lr": 0.1}, origin="start", asked=0)
-    ledger.begin(first, workers=2)
-    first.step, first.seconds = 20, 1.5
+    ledger.begin(first, 0, workers=2, job="abc")
+    ledger.evaluate(first, 1, 10, {"val/loss": 0.5}, stop=False)
+    ledger.leave(first, 0, 1.5)
+    first.step = 20
     ledger.end(first, "finished", values={"val/loss": 0.25})
-    ledger.begin(ledger.propose({"optim.lr": 0.2}, origin="search", asked=4), workers=1)
+    ledger.begin(ledger.propose({"optim.lr": 0.2}, origin="search", asked=4), 0, workers=1, job="def")
     ledger.spend(2.5)
     ledger.close()
     with path.open("a") as file:
@@ -182,6 +184,8 @@ def test_the_ledger_gives_back_what_was_written_also_after_a_torn_line(tmp_path:
     again = Ledger(path)
     assert again.trials[0].values == {"val/loss": 0.25}
     assert (again.trials[0].workers, again.trials[0].step, again.trials[0].is_over) == (2, 20, True)
+    assert (again.trials[0].seconds, again.trials[0].attempts, again.trials[0].digests) == (1.5, {0: 1}, {0: "abc"})
+    assert again.history == [(0, 1, {"val/loss": 0.5}), (0, 0, {})]
     assert (again.trials[1].state, again.asked, again.spent_s) == ("running", 4, 2.5)
     assert again.by_digest[point_hash({"optim.lr": 0.2})].number == 1
     again.close()

@@ -152,6 +152,31 @@ def test_an_interrupted_sweep_saves_leaves_and_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_killed_sweep_that_is_stopped_before_its_trials_go_on_leaves_none_running(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    process = start(job)
+    wait_for_trials(tmp_path, 2, process, event="evaluated")
+    family = children_of(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert still_there(family) == []
+    again = start(job, "--resume")
+    end = time.monotonic() + 60
+    record = tmp_path / "runs" / "tiny-1" / "run.json"
+    while json.loads(record.read_text())["attempt"] < 2:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    os.kill(again.pid, signal.SIGINT)
+    said, told = again.communicate(timeout=120)
+    assert again.returncode == 130, told
+    assert json.loads(said)["counts"]["interrupted"] > 0
+    runs = mlflow_runs(tmp_path / "runs")
+    assert len(runs) > 1
+    assert {run["status"] for run in runs} == {"KILLED"}
+    assert {run["tags"].get("trial.state") for run in runs if "trial" in run["tags"]} == {"interrupted"}
+
+
+@pytest.mark.slow
 def test_a_second_interrupt_ends_at_once_and_leaves_nothing_running(tmp_path: Path) -> None:
     job = write_job(tmp_path)
     process = start(job, "train.steps=2000")

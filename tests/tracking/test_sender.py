@@ -106,6 +106,26 @@ def test_syncing_a_run_that_is_told_whole_starts_nothing(
     again.process.wait()
 
 
+def test_syncing_an_ended_sweep_ends_a_trial_that_was_left_open(run: RunDir, start: Start) -> None:
+    trial = RunDir(run.trials / "t000")
+    trial.path.mkdir(parents=True)
+    request = write_request(run)
+    handle = start(run, request)
+    state = handle.wait_ready()
+    write_request(trial, uri=request.uri)
+    write_steps(trial, "rank0-a1", range(1, 6))
+    end_run(run)
+    assert handle.finish() == 0
+    client = store.open_client(request.uri, run.storage)
+    child = read_state(trial).run_id
+    assert client.get_run(child).info.status == "RUNNING"
+    gone = RunRecord("t000", "job", state="running", created=now_iso(), pid=2**22 + 1, host=socket.gethostname())
+    write_record(trial, gone)
+    assert sync(run).remaining == 0
+    assert client.get_run(child).info.status == "KILLED"
+    assert client.get_run(state.run_id).info.status == "FINISHED"
+
+
 def test_three_senders_on_one_fresh_store_do_not_race(tmp_path: Path, start: Start) -> None:
     handles = []
     for number in range(3):

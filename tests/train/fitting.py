@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from orchestrator.checkpoint.manifest import read_manifest
 from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.parallel.process import Rank
 from orchestrator.spec.job import JobSpec
@@ -90,6 +91,8 @@ def fit_once(
         "best": result.best_checkpoint,
         "newest": result.last_checkpoint,
         "best_step": result.best_step,
+        "train_s": result.train_s,
+        "saved_s": read_manifest(Path(folder) / str(result.last_checkpoint)).meta.monitor["train_s"],
         "recorded": recorder.values,
         "others": recorder.others,
         "weights": weights,

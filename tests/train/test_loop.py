@@ -45,6 +45,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(layout: str, tmp_path: Path) -> None:
     assert second["best_step"] == whole["best_step"]
 
 
+def test_seconds_of_training_are_those_of_all_attempts(tmp_path: Path) -> None:
+    first = run("one", tmp_path, stop_after=20)
+    second = run("one", tmp_path, resume=True, attempt=2)
+    assert 0 < first["saved_s"] < second["train_s"]
+    third = run("one", tmp_path, resume=True, attempt=3)  # nothing is left to do
+    assert second["saved_s"] <= third["train_s"]
+
+
 def test_a_run_resumed_under_another_layout_gives_the_same_curve(tmp_path: Path) -> None:
     plain = {"model": {"use": "mlp", "inputs": 64, "hidden": [16], "outputs": 10}}
     results = []

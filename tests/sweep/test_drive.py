@@ -1,0 +1,315 @@
+"""The loop of a sweep without processes: what every trial's state is after any end, and what schedulers decide then."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cluster.failure import Failure
+from orchestrator.errors import JobFileError
+from orchestrator.runs import control
+from orchestrator.runs.paths import RunDir
+from orchestrator.runs.record import read_record
+from orchestrator.spec.load import load_spec
+from orchestrator.sweep.drive import SweepLoop
+from orchestrator.sweep.ledger import Ledger
+from orchestrator.sweep.trial import Trial
+from tests.sweep.fakes import DriverKilledError, FakePool, Trainer, drive, folder_for, release_leases
+from tests.sweep.jobs import tiny_sweep
+
+DIED = Failure("infra", "WorkerDied", "a worker process ended without a word")
+RATES = [0.05, 0.2, 0.01, 0.06, 0.3, 0.04, 0.5, 0.051]
+
+
+def sweep_of(folder: Path, **sweep: Any) -> dict[str, Any]:
+    given = {"space": {"optim.lr": RATES}, "search": {"use": "grid"}, "trials": None, **sweep}
+    return tiny_sweep(folder / "runs", given)
+
+
+def last_status(trial: RunDir) -> str:
+    """Return the status that MLflow is told last."""
+    lines = [json.loads(line) for line in (trial.spool / "driver.jsonl").read_text().splitlines()]
+    assert lines[-1]["kind"] == "status", "what comes after a status keeps the run open"
+    return str(lines[-1]["status"])
+
+
+def lines_of(run: RunDir, event: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run.sweep / "ledger.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def kill_at(number: int) -> Any:
+    def tell(told: int) -> None:
+        if told == number:
+            raise DriverKilledError
+
+    return tell
+
+
+def stop_at(run: RunDir, number: int) -> Any:
+    def tell(told: int) -> None:
+        if told == number:
+            control.request_stop(run, "a test")
+
+    return tell
+
+
+def outcomes(loop: SweepLoop) -> list[tuple[str, int, int, float | None]]:
+    return [
+        (each.state, each.step, each.evaluations, each.values.get("val/loss")) for each in loop.ledger.trials.values()
+    ]
+
+
+def check_closed(run: RunDir, trials: dict[int, Trial]) -> None:
+    """Ledger, record and tracking say the same of every trial that was begun."""
+    said = {"finished": ("finished", "FINISHED"), "stopped": ("stopped", "FINISHED"), "failed": ("failed", "FAILED")}
+    said |= {"interrupted": ("stopped", "KILLED"), "infeasible": ("stopped", "KILLED")}
+    for trial in trials.values():
+        assert trial.state != "running"
+        for path in run.trials.glob(f"{trial.name}*"):
+            record = read_record(RunDir(path))
+            assert (record.state, last_status(RunDir(path))) == said[trial.state], trial.name
+
+
+# ---- true states
+
+
+def test_a_retried_trial_that_waits_for_room_when_the_sweep_is_stopped_is_closed(tmp_path: Path) -> None:
+    data = sweep_of(tmp_path)
+    run = folder_for(data)
+    trainer = Trainer({("t000", 1): (7, DIED)})
+    pool = FakePool(trainer, slots=2)
+    calls = Counter[str]()
+
+    def told(event: Any) -> None:
+        if event.data.get("what") == "retry":
+            calls["retry"] += 1
+            control.request_stop(run, "a test")
+
+    loop = drive(run, data, pool, on_told=told)
+    assert calls["retry"] == 1
+    assert loop.ledger.trials[0].state == "interrupted"
+    check_closed(run, loop.ledger.trials)
+
+
+def test_a_trial_of_a_killed_driver_is_closed_when_the_next_one_is_stopped_before_it_begins_it(tmp_path: Path) -> None:
+    data = sweep_of(tmp_path)
+    run = folder_for(data)
+    with pytest.raises(DriverKilledError):
+        drive(run, data, FakePool(Trainer(), slots=2, on_event=kill_at(3)))
+    release_leases(run)
+    assert {read_record(RunDir(path)).state for path in run.trials.iterdir()} == {"running"}
+
+    class Stopped(FakePool):
+        def can_start(self, need: Any) -> bool:
+            control.request_stop(run, "a test")
+            return False
+
+    loop = drive(run, data, Stopped(Trainer()))
+    assert [loop.ledger.trials[number].state for number in (0, 1)] == ["interrupted"] * 2
+    check_closed(run, loop.ledger.trials)
+    loop = drive(run, data, FakePool(Trainer()))
+    assert {trial.state for trial in loop.ledger.trials.values()} == {"finished"}
+    check_closed(run, loop.ledger.trials)
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_begun_trial_that_tighter_constraints_exclude_is_closed(tmp_path: Path, how: str) -> None:
+    data = sweep_of(tmp_path, space={"optim.lr": [0.2, 0.05]})
+    run = folder_for(data)
+    if how == "killed":
+        with pytest.raises(DriverKilledError):
+            drive(run, data, FakePool(Trainer(), on_event=kill_at(2)))
+        release_leases(run)
+    else:
+        drive(run, data, FakePool(Trainer(), on_event=stop_at(run, 2)))
+    data["sweep"]["constraints"] = ["optim.lr < 0.1"]
+    loop = drive(run, data, FakePool(Trainer()))
+    assert [trial.state for trial in loop.ledger.trials.values()] == ["infeasible", "finished"]
+    check_closed(run, loop.ledger.trials)
+    tags = [json.loads(line) for line in (run.trials / "t000" / "spool" / "driver.jsonl").read_text().splitlines()]
+    assert [line["values"]["trial.state"] for line in tags if line["kind"] == "tags"][-1] == "infeasible"
+
+
+def test_a_repeat_that_fewer_repeats_leave_out_is_closed(tmp_path: Path) -> None:
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05]}, repeats=2)
+    run = folder_for(data)
+    with pytest.raises(DriverKilledError):
+        drive(run, data, FakePool(Trainer(), on_event=kill_at(7)))  # 4 evaluations and an end are the first repeat's
+    release_leases(run)
+    data["sweep"]["repeats"] = 1
+    loop = drive(run, data, FakePool(Trainer()))
+    assert loop.ledger.trials[0].state == "finished"
+    assert last_status(RunDir(run.trials / "t000")) == "FINISHED"
+    assert last_status(RunDir(run.trials / "t000-r1")) == "KILLED"
+    assert not read_record(RunDir(run.trials / "t000-r1")).is_live
+
+
+# ---- schedulers over resumes and retries
+
+ASHA = {"use": "asha", "grace": 1, "reduction": 2}
+
+
+class Greedy:
+    """A plug-in: ends a trial at its third evaluation unless it is the best so far. It has no `close`."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, int, float]] = []
+
+    def should_stop(self, trial: int, evaluation: int, score: float) -> bool:
+        best = max((each for _, _, each in self.heard), default=score)
+        self.heard.append((trial, evaluation, score))
+        return evaluation == 3 and score < best
+
+
+MEDIAN = {"use": "median", "grace": 2, "min_trials": 2}
+GREEDY = {"use": f"{__name__}:Greedy"}
+
+
+@pytest.mark.parametrize(("scheduler", "how"), [(ASHA, "killed"), (GREEDY, "stopped")])
+def test_a_sweep_that_was_ended_decides_after_the_resume_as_one_never_ended(
+    tmp_path: Path, how: str, scheduler: dict[str, Any]
+) -> None:
+    end_and_resume(tmp_path, how, scheduler, every=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", [ASHA, MEDIAN, GREEDY])
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_so_it_does_when_ended_at_any_moment(tmp_path: Path, how: str, scheduler: dict[str, Any]) -> None:
+    end_and_resume(tmp_path, how, scheduler, every=1)
+
+
+def end_and_resume(tmp_path: Path, how: str, scheduler: dict[str, Any], *, every: int) -> None:
+    whole_data = sweep_of(tmp_path / "whole", scheduler=scheduler)
+    whole_run = folder_for(whole_data)
+    pool = FakePool(Trainer())
+    whole = drive(whole_run, whole_data, pool)
+    assert {"finished", "stopped"} == {trial.state for trial in whole.ledger.trials.values()}
+    heard = [[line[key] for key in ("trial", "number", "stop")] for line in lines_of(whole_run, "evaluated")]
+    for number in range(1, pool.told + 1, every):
+        data = sweep_of(tmp_path / f"{number}", scheduler=scheduler)
+        run = folder_for(data)
+        if how == "killed":
+            with pytest.raises(DriverKilledError):
+                drive(run, data, FakePool(Trainer(), on_event=kill_at(number)))
+            release_leases(run)
+        else:
+            drive(run, data, FakePool(Trainer(), on_event=stop_at(run, number)))
+        again = drive(run, data, FakePool(Trainer()))
+        states = [trial.state for trial in again.ledger.trials.values()]
+        assert states == [trial.state for trial in whole.ledger.trials.values()], number
+        assert heard == [[line[key] for key in ("trial", "number", "stop")] for line in lines_of(run, "evaluated")]
+        values = [each.values for each in again.ledger.trials.values()]
+        assert [each["val/loss"] for each in values] == [
+            each.values["val/loss"] for each in whole.ledger.trials.values()
+        ]
+        check_closed(run, again.ledger.trials)
+
+
+def test_a_retried_trial_counts_no_evaluation_twice(tmp_path: Path) -> None:
+    plain_data = sweep_of(tmp_path / "plain", scheduler=ASHA)
+    plain = drive(folder_for(plain_data), plain_data, FakePool(Trainer()))
+    data = sweep_of(tmp_path / "retried", scheduler=ASHA)
+    run = folder_for(data)
+
+    class Forgetful(Trainer):
+        """Goes on from an earlier checkpoint than the newest: what was evaluated after it comes again."""
+
+        def __call__(self, share: Any) -> Any:
+            for path in sorted((Path(share.folder) / "checkpoints").glob("*"))[1:]:
+                (path / "manifest.json").unlink()
+            return super().__call__(share)
+
+    trainer = Forgetful({("t000", 1): (18, DIED), ("t003", 1): (12, DIED)})
+    loop = drive(run, data, FakePool(trainer))
+    assert outcomes(loop) == outcomes(plain)
+    told = [(line["trial"], line["number"]) for line in lines_of(run, "evaluated")]
+    assert len(told) == len(set(told))
+
+
+def test_the_failures_that_are_forgiven_are_counted_anew_at_a_resume(tmp_path: Path) -> None:
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05]})
+    data["cluster"]["max_failures"] = 1
+    run = folder_for(data)
+    trainer = Trainer({("t000", attempt): (12, DIED) for attempt in (1, 3)})
+    drive(run, data, FakePool(trainer, on_event=stop_at(run, 4)))
+    loop = drive(run, data, FakePool(trainer))
+    assert trainer.begun == [("t000", attempt) for attempt in (1, 2, 3, 4)]
+    assert loop.ledger.trials[0].state == "finished"
+
+
+def test_seconds_of_all_attempts_are_counted_also_those_of_a_killed_driver(tmp_path: Path, monkeypatch: Any) -> None:
+    clock = {"now": 100.0}
+
+    def later() -> float:
+        clock["now"] += 1.0
+        return clock["now"]
+
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05]})
+    run = folder_for(data)
+    monkeypatch.setattr("orchestrator.sweep.trial_run.time.monotonic", later)
+    drive(run, data, FakePool(Trainer({("t000", 1): (12, DIED)}), on_event=stop_at(run, 5)))
+    ledger = Ledger(run.sweep / "ledger.jsonl")
+    first = ledger.trials[0].seconds
+    ledger.close()
+    left = [line["seconds"] for line in lines_of(run, "left")]
+    assert len(left) == 2
+    assert first == pytest.approx(sum(left))
+    assert first > 0
+    with pytest.raises(DriverKilledError):
+        drive(run, data, FakePool(Trainer(), on_event=kill_at(1)))
+    release_leases(run)
+    begun = lines_of(run, "begun")[-1]["time_s"]
+    monkeypatch.setattr("orchestrator.sweep.drive.last_sign_s", lambda folder: begun + 7.5)
+    loop = drive(run, data, FakePool(Trainer()))
+    left = [line["seconds"] for line in lines_of(run, "left")]
+    assert left[2] == pytest.approx(7.5)
+    assert loop.ledger.trials[0].seconds == pytest.approx(sum(left))
+
+
+def test_a_trial_whose_job_is_another_by_now_is_refused_by_name(tmp_path: Path) -> None:
+    space = {"model": [{"use": "mlp", "inputs": 2, "hidden": [8], "outputs": 2}], "optim.lr": [0.01, 0.05]}
+    data = sweep_of(tmp_path, space=space)
+    run = folder_for(data)
+    drive(run, data, FakePool(Trainer(), on_event=stop_at(run, 7)))
+    path = run.sweep / "ledger.jsonl"
+    digest = lines_of(run, "begun")[1]["job"]
+    path.write_text(path.read_text().replace(digest, "0" * 16))  # as a version with other defaults would have left it
+    before = path.read_bytes()
+    with pytest.raises(JobFileError, match="the point of t001 makes another job now"):
+        drive(run, data, FakePool(Trainer()))
+    assert path.read_bytes() == before
+
+
+def test_a_long_stretch_of_infeasible_points_does_not_keep_trials_waiting(tmp_path: Path) -> None:
+    """Each evaluation is answered between two portions of points, not after all of them."""
+    rates = [0.05, *(0.1 + index / 1000 for index in range(150)), 0.04]
+    data = sweep_of(tmp_path, space={"optim.lr": rates}, constraints=["optim.lr < 0.1"])
+    run = folder_for(data)
+    looked_at: list[int] = []
+
+    def tell(told: int) -> None:
+        looked_at.append(len(lines_of(run, "proposed")))
+
+    loop = drive(run, data, FakePool(Trainer(), slots=2, on_event=tell))
+    assert Counter(trial.state for trial in loop.ledger.trials.values()) == {"finished": 2, "infeasible": 150}
+    assert looked_at[0] < 50
+    assert looked_at[1] < 100
+
+
+def test_the_number_of_an_evaluation_follows_from_its_step() -> None:
+    from orchestrator.plan.plan import BatchPlan
+
+    for every, total, batch in [(5, 20, 16), (5, 18, 16), (1, 7, 16), (30, 20, 16), (None, 50, 16), (None, 9, 250)]:
+        plan = BatchPlan(batch, 1, 1, batch, batch, 100, total, every, None)
+        for step in range(total + 1):
+            assert plan.count_due(every, step) == sum(plan.due(every, each) for each in range(1, step + 1))
+
+
+def test_the_job_of_the_tests_is_sound(tmp_path: Path) -> None:
+    assert load_spec(sweep_of(tmp_path)).sweep is not None
