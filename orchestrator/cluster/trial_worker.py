@@ -56,6 +56,7 @@ class TrialWorker:
         self._answers: queue.Queue[bool] = queue.Queue()
         self._data: dict[str, Dataset] = {}
         self._home = os.getcwd()
+        self._is_settled = False
 
     def ready(self) -> dict[str, Any]:
         """Import what training needs; return this host's address, and a port that is free on it now."""
@@ -166,5 +167,8 @@ class TrialWorker:
                 handler.close()
         logging.getLogger().handlers[:] = []
         gc.collect()
+        if not self._is_settled:  # what was imported stays for good: looking through it again costs 0.15 s a trial
+            gc.freeze()
+            self._is_settled = True
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

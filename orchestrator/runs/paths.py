@@ -113,6 +113,11 @@ class RunDir:
         return self.path / "trials"
 
     @property
+    def stages(self) -> Path:
+        """Of a sweep's trial: a folder per stage, told as a run of its own."""
+        return self.path / "stages"
+
+    @property
     def sweep(self) -> Path:
         """Of a sweep: its ledger and what was made of it."""
         return self.path / "sweep"

@@ -71,9 +71,10 @@ class SweepSection(Section):
     """Expressions over the trial's job that must hold, for example `model.dim % model.heads == 0`; `plan.num_params`,
     `plan.flops_per_sample`, `plan.world_size`, `plan.total_steps` and `plan.memory_bytes` may stand in them."""
     objectives: dict[str, Literal["min", "max"]] = Field(default_factory=dict)
-    """Metrics of the best checkpoint (`val/accuracy`), or `model/params`, `model/flops`, `time/train_s`,
-    `time/latency_ms`; of the compressed file `compress/val/accuracy`, `compress/size_bytes`, `compress/size_ratio`,
-    `compress/latency_ms`; and their direction. Several: a Pareto front. Absent: `train.monitor`."""
+    """Metrics of the best checkpoint (`val/accuracy`), or `model/params`, `model/flops`, `time/step_s`,
+    `time/train_s`, `time/latency_ms`; of the compressed file `compress/val/accuracy`, `compress/size_bytes`,
+    `compress/size_ratio`, `compress/latency_ms`; and their direction. Several: a Pareto front. Absent: what
+    `train.monitor` names."""
     search: Use = Use(use="random")
     """Where points come from: random, grid, sobol, tpe, gp, nsga2, or your own."""
     scheduler: Use = Use(use="fifo")

@@ -13,6 +13,7 @@ from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.objectives import Objective, aggregate, pareto_front, scores_of
 from orchestrator.sweep.schedulers import Scheduler, close_trial
 from orchestrator.sweep.source import Source
+from orchestrator.sweep.stages import tell_stages
 from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.trial_run import TrialRun, drop_checkpoints, end_folder, trial_folder
 
@@ -39,6 +40,7 @@ class Closer:
             self.ledger.end(trial, state, reason=reason)
             self.tell("interrupted", trial)
             return None
+        tell_stages(work.run, work.feasible.job, trial.trained_by.get(work.repeat, ""))
         if state == "finished":
             self.ledger.repeat(trial, work.repeat, values)
             if work.repeat + 1 < self.sweep.repeats:

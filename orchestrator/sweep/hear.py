@@ -66,7 +66,7 @@ class Hearing:
             self.close(work, "interrupted", "the sweep was asked to stop")
             return
         values = dict(result["best_metrics"] or result["metrics"])
-        values |= derived_values(work.feasible.plan, float(result["train_s"]))
+        values |= derived_values(work.feasible.plan, result)
         values |= dict.fromkeys(later_names(self.objectives), 0.0)  # to come
         missing = missing_values(values, self.objectives)
         tasks = tasks_after(work.feasible.job, self.objectives)

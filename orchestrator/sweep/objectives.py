@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator import plugins
 from orchestrator.plan.match import METRICS_OF_LOSS
@@ -18,6 +18,7 @@ DERIVED = {
     "model/params": "number of weights (from the plan)",
     "model/flops": "floating-point operations of a forward pass on one sample (from the plan)",
     "time/latency_ms": "milliseconds for one sample, measured after training while nothing else trains",
+    "time/step_s": "mean seconds of a training step, the first left out (measured, in whatever company the trial had)",
     "time/train_s": "seconds of training (measured, in whatever company the trial had)",
 }
 MEASURED = {"time/latency_ms", "compress/latency_ms"}
@@ -74,9 +75,11 @@ def later_names(objectives: Iterable[Objective]) -> set[str]:
     return {each.name for each in objectives if each.name in MEASURED or each.name.startswith("compress/")}
 
 
-def derived_values(plan: Plan, train_s: float) -> dict[str, float]:
+def derived_values(plan: Plan, result: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a trial that no evaluation reports; without what the model does not say."""
-    found = {"time/train_s": train_s}
+    found = {"time/train_s": float(result["train_s"])}
+    if "step_s" in result:  # not in a training that an older version kept
+        found["time/step_s"] = float(result["step_s"])
     if plan.num_params is not None:
         found["model/params"] = float(plan.num_params)
     if plan.flops_per_sample is not None:

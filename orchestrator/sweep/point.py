@@ -119,5 +119,5 @@ def short_value(value: Any) -> str:
         return "-".join(short_value(each) for each in value) or "[]"
     if isinstance(value, Mapping):
         rest = " ".join(f"{key} {short_value(each)}" for key, each in value.items() if key != "use")
-        return f"{value.get('use', '')} {rest}".strip()
+        return f"{value.get('use', '')} {rest}".strip() or "defaults"
     return str(value)

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from orchestrator.sweep.check import build_space
 from orchestrator.sweep.drive import SweepLoop
 from orchestrator.sweep.export import export_trials
 from orchestrator.sweep.feasible import Limits
+from orchestrator.sweep.layouts import layout_rows
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.report import Report, best_values, model_version
 from orchestrator.sweep.result import SweepResult
@@ -209,6 +210,7 @@ class _Driver:
             self.on_event(Event("finishing", f"exporting the {self.sweep.export}, verifying, evaluating"))
             exported, notes = export_trials(self.run, self.job, self.sweep, summary)
             summary = self._summary(exported)
+        summary = replace(summary, layouts=layout_rows(self.data, build_space(self.job), summary.trials.values()))
         state = "stopped" if stopped else "finished" if summary.front else "failed"
         if not stopped and self.sweep.keep != "all":
             shutil.rmtree(kept_in(self.run), ignore_errors=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.spec.job import JobSpec
+from orchestrator.sweep.layouts import LayoutRow, rows_as_data
 from orchestrator.sweep.objectives import Objective
 from orchestrator.sweep.point import plain_copy, point_name, short_keys, short_value
 from orchestrator.sweep.trial import Trial
@@ -29,6 +30,7 @@ class Summary:
     elapsed_s: float
     why: str = ""
     exported: Mapping[int, Mapping[str, float]] | None = None
+    layouts: Sequence[LayoutRow] = ()
 
     @property
     def best(self) -> Trial | None:
@@ -101,6 +103,7 @@ def note_rows(summary: Summary) -> list[tuple[str, str]]:
                 f"{values}{test}: {point_name(trial.point)}",
             )
         )
+    rows.extend((f"layout {row.trial}", row.describe()) for row in summary.layouts[:MOST_ROWS])
     return rows
 
 
@@ -127,6 +130,7 @@ def as_data(summary: Summary) -> dict[str, Any]:
         "saved_steps": saved,
         "whole_steps": whole,
         "ended": summary.why,
+        "layouts": rows_as_data(summary.layouts),
         "trials": [_trial_data(trial, summary) for _, trial in sorted(summary.trials.items())],
     }
 

@@ -1,4 +1,4 @@
-"""`Children`: the trials of a sweep, shipped by the sweep's own sender as child runs. Sender process only.
+"""`Children`: trials of a sweep and stages of a trial, shipped by the sweep's own sender as child runs. Sender only.
 
 Hundreds of trials share one process and one client. A trial whose final status is sent is looked at again only when its
 spool grows: what is exported at the end comes after.
@@ -24,7 +24,7 @@ PARENT_TAG = "mlflow.parentRunId"
 
 
 class Children:
-    """All trials below one sweep."""
+    """All trials below one sweep; or all stages below one trial."""
 
     def __init__(self, client: MlflowClient, parent: RunDir, experiment_id: str, parent_id: str, *, once: bool) -> None:
         self._client, self._parent = client, parent
@@ -32,16 +32,26 @@ class Children:
         self._once = once
         self._pumps: dict[str, Pump] = {}
         self._done_bytes: dict[str, int] = {}
+        self._below: dict[str, Children] = {}
 
     def round(self) -> int:
-        """Ship one portion of every trial; return the number of records dealt with."""
-        if not self._parent.trials.is_dir():
-            return 0
+        """Ship one portion of every child, and of the children's own; return the number of records dealt with."""
         moved = 0
-        for path in sorted(self._parent.trials.iterdir()):
-            if (path / "tracking.json").is_file():
-                moved += self._ship(RunDir(path))
+        for folder in (self._parent.trials, self._parent.stages):
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if (path / "tracking.json").is_file():
+                    run = RunDir(path)
+                    moved += self._ship(run) + self._ship_below(run)
         return moved
+
+    def _ship_below(self, run: RunDir) -> int:
+        parent_id = read_state(run).run_id if run.stages.is_dir() else ""
+        if not parent_id:
+            return 0
+        if run.run_id not in self._below:
+            below = Children(self._client, run, self._experiment_id, parent_id, once=self._once)
+            self._below[run.run_id] = below
+        return self._below[run.run_id].round()
 
     def _ship(self, run: RunDir) -> int:
         name, size = run.run_id, _spool_bytes(run)

@@ -85,11 +85,13 @@ def write_request(
     alias: str | None = None,
     mlflow_run_id: str = "",
     started_ms: int = 0,
+    complete: bool = False,
 ) -> TrackingRequest:
     """Write `tracking.json` (mode 0600: the URI may hold credentials) and return it.
 
     `uri` None means SQLite in the run's storage folder. With `resume` the MLflow run id and the key of the earlier
-    start are taken over from the run's folder unless given. Call it before this start appends to `driver.jsonl`.
+    start are taken over from the run's folder unless given. Call it before this start appends to `driver.jsonl`; with
+    `complete` after all of it, the status included, was written.
     """
     earlier = read_request(run) if resume else None
     driver = run.spool / "driver.jsonl"
@@ -106,7 +108,7 @@ def write_request(
         alias=alias,
         mlflow_run_id=mlflow_run_id or (read_state(run).run_id if resume else ""),
         key=earlier.key if earlier else uuid.uuid4().hex,
-        after_bytes=driver.stat().st_size if driver.exists() else 0,
+        after_bytes=driver.stat().st_size if driver.exists() and not complete else 0,
         started_ms=started_ms,
     )
     replace_json(request_path(run), asdict(request), mode=0o600)

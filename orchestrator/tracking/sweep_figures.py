@@ -17,6 +17,7 @@ from orchestrator.tracking.sweep_page import front_page
 
 QUIET = "#c3c8cf"
 MOST_LINES = 400
+MOST_LAYOUTS = 30
 
 
 def draw_sweep(run: RunDir) -> Path | None:
@@ -36,6 +37,8 @@ def draw_sweep(run: RunDir) -> Path | None:
         save(parallel_figure(done, paths, names, page["objectives"]), folder / "parallel.png")
     if page.get("importance"):
         save(importance_figure(page["importance"]), folder / "importance.png")
+    if page.get("layouts"):
+        save(layouts_figure(page["layouts"]), folder / "layouts.png")
     if any(trial["state"] == "stopped" for trial in done):
         save(budget_figure(done), folder / "budget.png")
     (folder / "front.html").write_text(front_page(page), encoding="utf-8")
@@ -122,6 +125,22 @@ def importance_figure(found: Mapping[str, Mapping[str, Any]]) -> Any:
         )
         axis.set_title(f"{name}: {trust}", loc="left", color=INK, fontsize=10)
         axis.set_xlim(0, 1)
+    return figure
+
+
+def layouts_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Return a bar per layout, seconds a step as measured, the fastest on top; a line in it where it was predicted."""
+    shown = list(reversed(rows[:MOST_LAYOUTS]))
+    figure, (axis,) = blank(7.2, 0.42 * len(shown) + 1.2)
+    places = range(len(shown))
+    axis.barh(places, [1000 * row["measured_s"] for row in shown], color=COLORS["val"], height=0.6, label="measured")
+    predicted = [1000 * row["predicted_s"] for row in shown]
+    axis.scatter(predicted, places, marker="|", s=220, color=COLORS["test"], lw=2.2, zorder=3, label="predicted")
+    axis.set_yticks(places, [f"{row['layout']} ({row['trial']})" for row in shown], fontsize=8)
+    axis.set_xlabel("milliseconds a step", color=INK)
+    title = "layouts (predicted: work shared out, pipelines' bubbles, no communication)"
+    axis.set_title(title, loc="left", color=INK, fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -238,18 +238,22 @@ class Trainer:
             last_checkpoint=newest,
             skipped_steps=progress.skipped_steps,
             train_s=train_s,
+            step_s=self.clock.settled_s,
             checkpoint_blocked_s=self.blocked_s,
         )
 
 
 class _Clock:
-    """Seconds per step: since the last record, and the mean that all ranks agreed on."""
+    """Seconds per step: since the last record, the mean that all ranks agreed on, and that of all but the first."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
         self._steps = 0
         self._agreed_s = 0.0
         self._unagreed = 0
+        self._first_s: float | None = None
+        self._later_s = 0.0
+        self._later = 0
         self.agreed_total_s = 0.0
 
     def add(self, seconds: float) -> None:
@@ -257,6 +261,16 @@ class _Clock:
         self._seconds += seconds
         self._steps += 1
         self._unagreed += 1
+        if self._first_s is None:
+            self._first_s = seconds
+        else:
+            self._later_s += seconds
+            self._later += 1
+
+    @property
+    def settled_s(self) -> float:
+        """Mean seconds of the steps after the first; those of the first when it was the only one, 0 without any."""
+        return self._later_s / self._later if self._later else self._first_s or 0.0
 
     @property
     def mean_s(self) -> float:

@@ -90,4 +90,6 @@ class FitResult:
     last_checkpoint: str | None = None
     skipped_steps: int = 0
     train_s: float = 0.0
+    step_s: float = 0.0
+    """Mean seconds of a step in this attempt, without the first (it compiles and allocates) where there are others."""
     checkpoint_blocked_s: float = 0.0

@@ -61,6 +61,16 @@ def test_one_training_serves_three_settings_and_every_point_of_the_front_is_a_fi
         assert "test/accuracy" in recheck_trial(run)
     page = json.loads((result.path / "sweep" / "summary.json").read_text())
     assert [trial["trained_by"] for trial in page["trials"]] == [{}, {"0": "t000"}, {"0": "t000"}]
+    runs = mlflow_runs(tmp_path / "runs")
+    ids = {each["id"]: each for each in runs if each["tags"]["orchestrator.kind"] == "trial"}
+    stages = [each for each in runs if each["tags"]["orchestrator.kind"] == "stage"]
+    said = sorted((ids[run["tags"]["mlflow.parentRunId"]]["name"][:4], run["name"], run["status"]) for run in stages)
+    of_first = [("t000", name, "FINISHED") for name in ("0 train", "1 prune", "2 export")]
+    assert said == of_first + [
+        (trial, name, "FINISHED") for trial in ("t001", "t002") for name in ("1 prune", "2 export")
+    ]
+    assert {each["params"]["ratio"] for each in stages if each["name"] == "1 prune"} == {"0.25", "0.5", "0.75"}
+    assert all(each["metrics"]["size_bytes"] > 0 for each in stages if each["name"] == "2 export")
     runs = {run["tags"].get("trial"): run for run in mlflow_runs(tmp_path / "runs")}
     assert runs["t001"]["tags"]["trial.trained_by"] == "t000"
     assert runs["t001"]["tags"]["trial.compressed_by"] == "prune -> export"
