@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from ..declare import Split, column_row_pairs
 from ..init import init_parameter
 from ..shape import ModelShape, linear_flops, linear_params, require_dropout, require_positive
-from .elastic import cuts, elastic, widest
+from .parts import cuts, elastic, widest
 
 if TYPE_CHECKING:
     from torch import nn

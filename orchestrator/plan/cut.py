@@ -95,7 +95,7 @@ def _plugin(net: Use) -> Any:
     if not elastic_keys(net.use):
         raise PlanError(
             f"model {net.use} does not say which nets are parts of which",
-            hint="it declares `elastic`, `widest` and `cuts` (docs/models.md); cnn and transformer do",
+            hint="it declares `elastic`, `widest` and `cuts` (docs/models.md); cnn, resnet and transformer do",
         )
     return plugins.load("models", net.use)
 

@@ -59,10 +59,10 @@ class Part(nn.Module):
         self.net = net
         self.cuts: Mapping[str, Cut] = cuts_of(job.model, net)
         self._whole = whole
-        device = next(iter(whole.values())).device
+        like = next(iter(whole.values()))
         own = job.model_copy(update={"model": net})
-        self.shell = build_module(lambda: construct_model(own), job.train.seed, on_meta=True)
-        _fill_buffers(self.shell, device)
+        self.shell = build_module(lambda: construct_model(own), job.train.seed, on_meta=True).to(like.dtype)
+        _fill_buffers(self.shell, like.device)
         for parameter in self.shell.parameters():
             parameter.requires_grad_(False)  # without memory; the weights are handed in
 

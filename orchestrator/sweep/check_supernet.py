@@ -33,7 +33,7 @@ def supernet_problems(
     elastic = elastic_keys(job.model.use) if job is not None else ()
     if job is not None and not elastic:
         message = f"model {job.model.use} does not say which of its nets are parts of which"
-        yield Problem("sweep.search.use", message, "cnn and transformer do; or search with tpe", "no-parts")
+        yield Problem("sweep.search.use", message, "cnn, resnet and transformer do; or search with tpe", "no-parts")
         return
     bad = [found for param in space.params if job is not None if (found := _param(param, job, elastic)) is not None]
     yield from bad

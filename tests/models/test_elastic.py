@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from orchestrator.models import cnn
+from orchestrator.models import cnn, resnet, transformer
 from orchestrator.plan.cut import source_name
 from orchestrator.train.cut import cut_weights
 
@@ -107,3 +107,133 @@ def test_gradients_of_a_part_reach_the_wide_net_where_it_was_cut() -> None:
     inside = gradient[:6, :4, 1:-1, 1:-1]
     assert inside.count_nonzero() > 0
     assert inside.count_nonzero() == gradient.count_nonzero()
+
+
+WORDS = transformer.Config(
+    vocab=20, seq_len=8, dim=16, layers=3, heads=4, kv_heads=2, hidden=24, norm_eps=1e-12, head_dim=4
+)
+
+
+def tokens() -> Tensor:
+    return torch.randint(20, (3, 8), generator=torch.Generator().manual_seed(1))
+
+
+def part_and_whole(config: transformer.Config) -> tuple[nn.Module, nn.Module]:
+    whole = wide(transformer, WORDS)
+    return part_of(transformer, whole, WORDS, config), whole
+
+
+def assert_same(part: nn.Module, whole: nn.Module) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(part(tokens()), whole(tokens()), rtol=0, atol=1e-9)
+
+
+def blocks(module: nn.Module) -> list[Any]:
+    return [module.get_submodule(f"layers.block{number}") for number in range(1, WORDS.layers + 1)]
+
+
+def test_a_transformer_with_a_narrower_feed_forward_is_the_wide_one_with_its_last_numbers_at_zero() -> None:
+    part, whole = part_and_whole(replace(WORDS, hidden=10))
+    for block in blocks(whole):
+        block.feed_forward.down.weight.data[:, 10:] = 0.0
+    assert_same(part, whole)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "kept"),
+    [(2, 1, [0, 1]), (2, 2, [0, 2]), (1, 1, [0])],
+    ids=["first group", "first query of each group", "one"],
+)
+def test_a_transformer_with_fewer_heads_is_the_wide_one_without_what_the_others_say(
+    heads: int, kv_heads: int, kept: list[int]
+) -> None:
+    part, whole = part_and_whole(replace(WORDS, heads=heads, kv_heads=kv_heads))
+    for block in blocks(whole):
+        for head in set(range(WORDS.heads)) - set(kept):
+            block.attention.output.weight.data[:, head * 4 : (head + 1) * 4] = 0.0
+    assert_same(part, whole)
+
+
+def test_a_shorter_transformer_is_the_wide_one_without_its_last_blocks() -> None:
+    part, whole = part_and_whole(replace(WORDS, layers=1))
+    for block in blocks(whole)[1:]:
+        block.attention.output.weight.data.zero_()
+        block.feed_forward.down.weight.data.zero_()
+    assert_same(part, whole)
+
+
+def test_a_transformer_with_a_narrower_stream_is_the_wide_one_with_its_last_numbers_at_zero() -> None:
+    part, whole = part_and_whole(replace(WORDS, dim=8))
+    with torch.no_grad():
+        whole.get_parameter("layers.embedding.weight")[:, 8:] = 0.0
+        for block in blocks(whole):
+            block.attention.output.weight[8:] = 0.0
+            block.feed_forward.down.weight[8:] = 0.0
+        for name, parameter in whole.named_parameters():
+            if "norm" in name:  # its mean square is over 16 numbers, of which 8 are zero
+                parameter.mul_(0.5**0.5)
+    assert_same(part, whole)
+
+
+def test_shared_weights_of_a_transformer_stay_shared_in_its_parts() -> None:
+    config = replace(WORDS, layers=2, repeat=2, tied_embeddings=True)
+    whole = wide(transformer, config)
+    part = part_of(transformer, whole, config, replace(config, layers=1, heads=2, kv_heads=1))
+    assert part.get_parameter("layers.head.weight") is part.get_parameter("layers.embedding.weight")
+
+
+def test_the_widest_transformer_holds_all() -> None:
+    nets = [
+        replace(WORDS, heads=4, kv_heads=1),
+        replace(WORDS, layers=5, heads=2, kv_heads=2),
+        replace(WORDS, dim=32, hidden=0),
+    ]
+    whole = transformer.widest(nets)
+    assert (whole.layers, whole.dim, whole.heads, whole.kv_heads, whole.hidden) == (5, 32, 8, 2, 96)
+    assert whole.head_width == 4
+    for net in nets:
+        transformer.cuts(whole, net)
+
+
+def test_heads_are_never_cut() -> None:
+    two = [replace(WORDS, head_dim=0), replace(WORDS, head_dim=0, heads=2)]
+    with pytest.raises(ValueError, match="heads are 4 and 8 wide, and a head is never cut"):
+        transformer.widest(two)
+    grown = [replace(each, dim=each.heads * 4) for each in two]
+    assert transformer.widest(grown) == replace(grown[0], hidden=24)
+    with pytest.raises(ValueError, match="heads to a head of keys 2 is more than the 1"):
+        transformer.cuts(replace(WORDS, kv_heads=4), WORDS)
+
+
+STAGES = resnet.Config(channels=(8, 12), depths=(2, 3))
+
+
+@pytest.mark.parametrize("change", [{"channels": (4, 6)}, {"depths": (1, 2)}, {"channels": (8, 6), "depths": (2, 1)}])
+def test_a_smaller_resnet_is_the_wide_one_with_channels_silent_and_blocks_passed_by(change: dict[str, Any]) -> None:
+    config, whole = replace(STAGES, **change), wide(resnet, STAGES)
+    part = part_of(resnet, whole, STAGES, config)
+    first = [0, STAGES.depths[0]]
+    with torch.no_grad():
+        silent(whole.get_submodule("layers.stem.norm"), config.channels[0])
+        for stage, (kept, depth) in enumerate(zip(config.channels, config.depths, strict=True)):
+            for number in range(1, STAGES.depths[stage] + 1):
+                block: Any = whole.get_submodule(f"layers.block{first[stage] + number}")
+                silent(block.norm1, kept)
+                silent(block.norm2, kept if number <= depth else 0)
+                if hasattr(block.shortcut, "norm"):
+                    silent(block.shortcut.norm, kept)
+        torch.testing.assert_close(part(images()), whole(images()), rtol=0, atol=1e-12)
+
+
+def silent(norm: Any, kept: int) -> None:
+    """Let the channels from `kept` on be zero behind a norm."""
+    norm.weight[kept:], norm.bias[kept:] = 0.0, 0.0
+
+
+def test_resnets_of_other_stages_share_no_weights() -> None:
+    nets = [STAGES, resnet.Config(channels=(4,), depths=(1,))]
+    with pytest.raises(ValueError, match="nets of 1 and 2 stages"):
+        resnet.widest(nets)
+    assert resnet.widest([STAGES, replace(STAGES, channels=(16, 4))]).channels == (16, 12)
+    with pytest.raises(ValueError, match=r"depths.1 3 is more than the 2"):
+        resnet.cuts(replace(STAGES, depths=(2, 2)), STAGES)
