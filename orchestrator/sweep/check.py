@@ -22,9 +22,10 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.spec.problems import find_problems
 from orchestrator.spec.resolve import resolved_data
 from orchestrator.spec.sweep import SweepParam
-from orchestrator.sweep.check_names import name_problems
+from orchestrator.sweep.check_names import name_problems, texts
 from orchestrator.sweep.check_objectives import metric_advice, objective_problems
 from orchestrator.sweep.check_points import condition_problems, constraint_problems
+from orchestrator.sweep.check_supernet import is_supernet, points_to_probe, supernet_problems
 from orchestrator.sweep.feasible import Feasible, Infeasible, Limits, judge_point
 from orchestrator.sweep.objectives import known_metrics
 from orchestrator.sweep.point import Point
@@ -95,7 +96,7 @@ class _Checker:
         found += condition_problems(sound, self.sweep, self.space.params)
         if self.base.job is not None and not any(path.startswith("sweep.constraints") for path in bad):
             found += constraint_problems(self.data, self.sweep, sound, self.limits)
-        return found + self._objectives() + self._scheduler() + self._length()
+        return found + self._objectives() + self._scheduler() + self._length() + self._supernet(found)
 
     def _param(self, param: Param) -> list[Problem]:
         for path, why in _FORBIDDEN.items():
@@ -195,6 +196,16 @@ class _Checker:
             message = f"{metric} is no objective, so its direction is not known"
             found.append(Problem("sweep.scheduler.metric", message, "add `mode: min` or `mode: max`", "metric"))
         return found
+
+    def _supernet(self, found: list[Problem]) -> list[Problem]:
+        """What a supernet cannot search; single points are looked at when the space is otherwise in order."""
+        if not is_supernet(self.sweep):
+            return []
+        points = [] if found else points_to_probe(self.space, self.random)
+        constraints = texts(self.sweep.get("constraints"))
+        judged = [judge_point(self.data, point, constraints, self.limits) for point in points]
+        feasible = [each for each in judged if isinstance(each, Feasible)]
+        return list(supernet_problems(self.base.job, self.base.plan, self.sweep, self.space, feasible))
 
     def _metrics(self) -> list[str]:
         base = self.base

@@ -66,6 +66,9 @@ class SweepLoop:
 
     def execute(self) -> None:
         """Run to the end. Whatever is raised, no trial's process is left (the pool is closed by its owner)."""
+        if hasattr(self.source.searcher, "prepare"):
+            workshop = self.source.workshop(self.run, self.job, self.pool, self.on_event, self.tick)
+            self.source.searcher.prepare(workshop)
         for trial in list(self.ledger.trials.values()):
             if not trial.is_over:
                 self._begin_again(trial)

@@ -48,12 +48,21 @@ class Ledger:
             os.close(self._fd)
             self._fd = -1
 
-    def propose(self, point: Point, *, origin: str, asked: int) -> Trial:
+    def propose(
+        self,
+        point: Point,
+        *,
+        origin: str,
+        asked: int,
+        settings: Mapping[str, Any] | None = None,
+        predicted: Mapping[str, float] | None = None,
+    ) -> Trial:
         """Add a point as the next trial; `asked` is how often the searcher was asked by now."""
         number = max(self.trials, default=-1) + 1
         self._append(
             {"event": "proposed", "trial": number, "point": dict(point), "hash": point_hash(point), "origin": origin,
-             "asked": asked}
+             "asked": asked, **({"settings": dict(settings)} if settings else {}),
+             **({"predicted": dict(predicted)} if predicted else {})}
         )  # fmt: skip
         return self.trials[number]
 
@@ -151,7 +160,8 @@ class Ledger:
         point = dict(record["point"])
         if point_hash(point) != record["hash"]:
             raise ValueError(f"the point of trial {record['trial']} is not what its hash {record['hash']} says")
-        trial = Trial(int(record["trial"]), point, record["hash"], record["origin"])
+        settings, predicted = dict(record.get("settings", {})), dict(record.get("predicted", {}))
+        trial = Trial(int(record["trial"]), point, record["hash"], record["origin"], settings, predicted)
         self.trials[trial.number] = trial
         self.by_digest[trial.digest] = trial
         self.asked = max(self.asked, int(record["asked"]))

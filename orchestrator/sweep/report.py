@@ -10,6 +10,7 @@ from orchestrator.runs.record import write_json
 from orchestrator.spec.job import JobSpec
 from orchestrator.sweep.check import build_space
 from orchestrator.sweep.closing import front_of
+from orchestrator.sweep.correlation import as_metrics, as_tags
 from orchestrator.sweep.crown import crown
 from orchestrator.sweep.importance import importance
 from orchestrator.sweep.ledger import Ledger
@@ -60,6 +61,10 @@ class Report:
         self.tracking.keep(self.run.sweep / "summary.json", "sweep")
         if summary.best is not None:
             self.tracking.tags({"best_trial": summary.best.name})
+        found = summary.correlations
+        if found:
+            self.tracking.metrics(sum(trial.is_over for trial in trials), as_metrics(found))
+            self.tracking.tags(as_tags(found))
         rows = [("state", state), *note_rows(summary)]
         note = build_note(said, rows, command=self.command, text=self.job.track.description)
         return self.tracking.end(state, note)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.spec.job import JobSpec
+from orchestrator.sweep.correlation import STAND_ALONE, Correlation, as_rows, correlations
 from orchestrator.sweep.layouts import LayoutRow, rows_as_data
 from orchestrator.sweep.objectives import Objective
 from orchestrator.sweep.point import plain_copy, point_name, short_keys, short_value
@@ -43,6 +44,11 @@ class Summary:
         return dict(Counter(trial.state for trial in self.trials.values()))
 
     @property
+    def correlations(self) -> list[Correlation]:
+        """How well what the searcher expected agrees with what came; [] when it expected nothing."""
+        return correlations(self.trials.values(), self.objectives)
+
+    @property
     def worker_s(self) -> float:
         """Seconds of workers used."""
         return sum(trial.seconds * trial.workers for trial in self.trials.values())
@@ -63,6 +69,12 @@ class Summary:
         )
 
 
+def _said_of_ranking(summary: Summary) -> str:
+    """Return the rank correlation with nets trained alone, for the verdict; "" when nothing was ranked."""
+    alone = next((each for each in summary.correlations if each.against == STAND_ALONE), None)
+    return f"; ranking: {alone.describe()}" if alone is not None and alone.pairs else ""
+
+
 def count_words(counts: Mapping[str, int]) -> str:
     """Return `20 finished, 3 stopped early, 1 infeasible`."""
     words = {"stopped": "stopped early", "oom": "out of memory"}
@@ -79,7 +91,9 @@ def verdict(state: str, summary: Summary) -> str:
         return f"{state}: no trial has a result ({count_words(summary.counts)})"
     values = ", ".join(f"{each.name} {number(best.values.get(each.name))}" for each in summary.objectives)
     front = f"; front of {len(summary.front)} trials" if len(summary.objectives) > 1 else ""
-    return f"{state}: best {best.name} with {values} ({point_name(best.point)}){front}; {count_words(summary.counts)}"
+    ranked = _said_of_ranking(summary)
+    counts = count_words(summary.counts)
+    return f"{state}: best {best.name} with {values} ({point_name(best.point)}){front}; {counts}{ranked}"
 
 
 def note_rows(summary: Summary) -> list[tuple[str, str]]:
@@ -95,6 +109,7 @@ def note_rows(summary: Summary) -> list[tuple[str, str]]:
     shared = sum(len(trial.trained_by) for trial in summary.trials.values())
     if shared:
         rows.append(("trainings reused", f"{shared} (trials that differ only in `compress` share one)"))
+    rows += [("ranking", each.describe()) for each in summary.correlations]
     for key in summary.front[:MOST_ROWS]:
         trial = summary.trials[key]
         values = ", ".join(f"{each.name} {number(trial.values.get(each.name))}" for each in summary.objectives)
@@ -138,6 +153,7 @@ def as_data(summary: Summary) -> dict[str, Any]:
         "saved_steps": saved,
         "whole_steps": whole,
         "ended": summary.why,
+        "rank_correlation": as_rows(summary.correlations),
         "layouts": rows_as_data(summary.layouts),
         "trials": [_trial_data(trial, summary) for _, trial in sorted(summary.trials.items())],
     }
@@ -158,6 +174,8 @@ def _trial_data(trial: Trial, summary: Summary) -> dict[str, Any]:
         "seconds": round(trial.seconds, 3),
         "workers": trial.workers,
         "origin": trial.origin,
+        "settings": plain_copy(trial.settings),
+        "predicted": dict(trial.predicted),
         "trained_by": {str(index): name for index, name in trial.trained_by.items()},
         "hash": trial.digest,
     }
@@ -170,12 +188,26 @@ def as_csv(summary: Summary) -> str:
     names = [each.name for each in summary.objectives]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["trial", "state", "front", *(shorts[path] for path in paths), *names, "step", "seconds", "reason"])
+    known = [name for name in names if any(name in trial.predicted for trial in summary.trials.values())]
+    heads = [*(shorts[path] for path in paths), *names, *(f"predicted {name}" for name in known)]
+    writer.writerow(["trial", "state", "front", "origin", *heads, "step", "seconds", "reason"])
     for _, trial in sorted(summary.trials.items()):
         cells = [short_value(trial.point[path]) if path in trial.point else "" for path in paths]
         values = [trial.values.get(name, "") for name in names]
+        expected = [trial.predicted.get(name, "") for name in known]
         front = "yes" if trial.number in summary.front else ""
         writer.writerow(
-            [trial.name, trial.state, front, *cells, *values, trial.step, f"{trial.seconds:.2f}", trial.reason]
+            [
+                trial.name,
+                trial.state,
+                front,
+                trial.origin,
+                *cells,
+                *values,
+                *expected,
+                trial.step,
+                f"{trial.seconds:.2f}",
+                trial.reason,
+            ]
         )
     return out.getvalue()
