@@ -2,7 +2,7 @@
 
 A step is a plug-in of the group `compressors`: `Config`, `flow(config) -> (takes, gives)` over the names of
 `spec.steps.STATES`, `build(config)` returning a `Compressor`, and optionally `plan_problems(config, model, widths)`,
-`job_problems(config, job)`, `layout_problems(config, job, layout)`.
+`job_problems(config, job)`, `data_problems(config, data)`, `layout_problems(config, job, layout)`.
 """
 
 from __future__ import annotations

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 from orchestrator.compress.base import MODULE, Change, Context, State
 from orchestrator.compress.finetune import Config as FinetuneConfig
 from orchestrator.compress.finetune import Distill as Lesson
-from orchestrator.compress.finetune import layout_problems, train
+from orchestrator.compress.finetune import layout_problems, mixup_problems, train
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
+    from orchestrator.plan.shapes import DataShape
     from orchestrator.spec.job import JobSpec
 
 Complaint = tuple[str, str, str]
 BEFORE = "input"
-__all__ = ["Config", "build", "flow", "job_problems", "layout_problems"]
+__all__ = ["Config", "build", "data_problems", "flow", "job_problems", "layout_problems"]
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,12 @@ class Config:
     batch_size: int | None = None
     temperature: float = 4.0
     weight: float = 0.7
+    mixup: bool = False
     replicate: int | None = None
     shard: int | None = None
 
     def __post_init__(self) -> None:
-        Lesson(self.temperature, self.weight)
+        Lesson(self.temperature, self.weight, self.mixup)
         self.training()
 
     def training(self) -> FinetuneConfig:
@@ -48,6 +50,11 @@ class Config:
 def flow(config: Config) -> tuple[str, str]:
     """Return what it takes and gives."""
     return MODULE, MODULE
+
+
+def data_problems(config: Config, data: DataShape) -> list[Complaint]:
+    """Return why the data cannot be used as asked, as (key, message, hint)."""
+    return mixup_problems(config, data)
 
 
 def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
@@ -86,7 +93,7 @@ class Distil:
 
         asked = self.config
         teacher = context.teacher if asked.teacher == BEFORE else load_teacher(asked.teacher)
-        lessons = Lessons(teacher, asked.temperature, asked.weight)
+        lessons = Lessons(teacher, asked.temperature, asked.weight, asked.mixup)
         return train(state, context, asked.training(), lessons)
 
     def control(self, state: State, context: Context) -> Change:

@@ -11,6 +11,7 @@ from orchestrator.plan.layout import AXES, Layout
 
 if TYPE_CHECKING:
     from orchestrator.compress.recover import Lessons
+    from orchestrator.plan.shapes import DataShape
     from orchestrator.spec.job import JobSpec
 
 Complaint = tuple[str, str, str]
@@ -20,15 +21,19 @@ Complaint = tuple[str, str, str]
 class Distill:
     """The teacher is the trained model as it was before the first step.
 
-    `weight` of the loss pulls towards its answers, softened by `temperature`; the rest is the job's own loss.
+    `weight` of the loss pulls towards its answers, softened by `temperature`; the rest is the job's own loss. `mixup`
+    asks it about blends of two samples each (inputs that are numbers, weight 1: blends have no target of their own).
     """
 
     temperature: float = 4.0
     weight: float = 0.7
+    mixup: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or not 0 < self.weight <= 1:
             raise ValueError("temperature must be above 0, weight above 0 and at most 1")
+        if self.mixup and self.weight != 1:
+            raise ValueError("mixup needs weight 1: blends of two samples have no target but the teacher's answer")
 
 
 class Ranked(Protocol):
@@ -42,6 +47,13 @@ class Ranked(Protocol):
 
     @property
     def shard(self) -> int | None: ...
+
+
+class Mixing(Protocol):
+    """A config that says whether samples are blended."""
+
+    @property
+    def mixup(self) -> bool: ...
 
 
 class Training(Ranked, Protocol):
@@ -109,6 +121,18 @@ def layout_problems(config: Ranked, job: JobSpec, layout: Layout) -> list[Compla
     return []
 
 
+def data_problems(config: Config, data: DataShape) -> list[Complaint]:
+    """Return why the data cannot be used as asked, as (key, message, hint)."""
+    return [(f"distill.{key}", message, hint) for key, message, hint in mixup_problems(config.distill, data)]
+
+
+def mixup_problems(distill: Mixing | None, data: DataShape) -> list[Complaint]:
+    """Return why samples cannot be blended, as (key, message, hint)."""
+    if distill is None or not distill.mixup or data.input_dtype.startswith("float"):
+        return []
+    return [("mixup", f"inputs of type {data.input_dtype} cannot be blended", "leave mixup out")]
+
+
 def flow(config: Config) -> tuple[str, str]:
     """Return what it takes and gives."""
     return MODULE, MODULE
@@ -138,7 +162,7 @@ def lessons_of(distill: Distill | None, context: Context) -> Lessons | None:
     """Return what the model as it was teaches; None when it is not asked to."""
     from orchestrator.compress.recover import Lessons
 
-    return Lessons(context.teacher, distill.temperature, distill.weight) if distill else None
+    return Lessons(context.teacher, distill.temperature, distill.weight, distill.mixup) if distill else None
 
 
 def train(

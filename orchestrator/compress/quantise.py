@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.compress.base import ARTIFACT, EXPORTED, Change, Context, State
 from orchestrator.compress.finetune import Config as FinetuneConfig
-from orchestrator.compress.finetune import Distill, lessons_of, train
+from orchestrator.compress.finetune import Distill, lessons_of, mixup_problems, train
 from orchestrator.compress.finetune import layout_problems as ranks_problems
 from orchestrator.errors import ExportError, NotAbleError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.compress.qat import Learnt
     from orchestrator.plan.compress import Widths
     from orchestrator.plan.layout import Layout
+    from orchestrator.plan.shapes import DataShape
     from orchestrator.spec.job import JobSpec
 
 Complaint = tuple[str, str, str]
@@ -88,6 +89,12 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
         return []
     message = "training on the grid of the integers would take weights off the values that `share` gave them"
     return [("qat", message, "remove share: integers share values anyway")]
+
+
+def data_problems(config: Config, data: DataShape) -> list[Complaint]:
+    """Return why the data cannot be used as asked, as (key, message, hint)."""
+    distill = config.qat.distill if config.qat is not None else None
+    return [(f"qat.distill.{key}", message, hint) for key, message, hint in mixup_problems(distill, data)]
 
 
 def layout_problems(config: Config, job: JobSpec, layout: Layout) -> list[Complaint]:
