@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.compress.base import MODULE, Change, Context, State
 from orchestrator.compress.finetune import Config as FinetuneConfig
 from orchestrator.compress.finetune import Distill as Lesson
-from orchestrator.compress.finetune import layout_problems, mixup_problems, train
+from orchestrator.compress.finetune import feature_problems, layout_problems, mixup_problems, train
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
@@ -35,12 +35,18 @@ class Config:
     temperature: float = 4.0
     weight: float = 0.7
     mixup: bool = False
+    features: Literal["auto"] | tuple[str, ...] = ()
+    features_weight: float = 1.0
     replicate: int | None = None
     shard: int | None = None
 
     def __post_init__(self) -> None:
-        Lesson(self.temperature, self.weight, self.mixup)
+        self.lesson()
         self.training()
+
+    def lesson(self) -> Lesson:
+        """Return what is taught, whoever teaches."""
+        return Lesson(self.temperature, self.weight, self.mixup, self.features, self.features_weight)
 
     def training(self) -> FinetuneConfig:
         """Return what it has in common with `finetune`."""
@@ -59,20 +65,21 @@ def data_problems(config: Config, data: DataShape) -> list[Complaint]:
 
 def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
     """Return why the teacher cannot teach this job's model, as (key, message, hint); its weights are not read."""
+    found = feature_problems(config, job)
     if config.teacher == BEFORE:
-        return []
+        return found
     from orchestrator.compress.teacher import teacher_job
     from orchestrator.plan.compress import model_sides
 
     try:
         other = teacher_job(config.teacher)
     except OrchestratorError as error:
-        return [("teacher", error.message, error.hint)]
+        return [*found, ("teacher", error.message, error.hint)]
     mine, theirs = model_sides(job), model_sides(other)
     if mine is None or theirs is None or mine == theirs:
-        return []
+        return found
     message = f"the teacher maps {theirs[0]} to {theirs[1]}, the model {mine[0]} to {mine[1]}"
-    return [("teacher", message, "a teacher must have the same inputs and classes")]
+    return [*found, ("teacher", message, "a teacher must have the same inputs and classes")]
 
 
 def build(config: Config) -> Distil:
@@ -88,13 +95,11 @@ class Distil:
 
     def apply(self, state: State, context: Context) -> Change:
         """Return the model after training. Raises ExportError when the teacher cannot be read or answers otherwise."""
-        from orchestrator.compress.recover import Lessons
         from orchestrator.compress.teacher import load_teacher
 
         asked = self.config
         teacher = context.teacher if asked.teacher == BEFORE else load_teacher(asked.teacher)
-        lessons = Lessons(teacher, asked.temperature, asked.weight, asked.mixup)
-        return train(state, context, asked.training(), lessons)
+        return train(state, context, asked.training(), asked.lesson().lessons(teacher))
 
     def control(self, state: State, context: Context) -> Change:
         """Return the same training of a model that nothing was done to."""

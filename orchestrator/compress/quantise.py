@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.compress.base import ARTIFACT, EXPORTED, Change, Context, State
 from orchestrator.compress.finetune import Config as FinetuneConfig
-from orchestrator.compress.finetune import Distill, lessons_of, mixup_problems, train
+from orchestrator.compress.finetune import Distill, feature_problems, lessons_of, mixup_problems, train
 from orchestrator.compress.finetune import layout_problems as ranks_problems
 from orchestrator.compress.integers import prepare, to_dynamic, to_static, to_weights
 from orchestrator.errors import ExportError
@@ -112,6 +112,10 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
     if ratio is not None and ratio > most and not steps & {"prune", "lowrank", "share"}:
         message = f"{ratio:g} x smaller takes fewer bits than the runtime has kernels for: at most {most:g} x"
         return [("budget.size_ratio", message, "lower it, or take parts out first (`prune`)")]
+    distill = config.qat.distill if config.qat is not None else None
+    features = [(f"qat.distill.{key}", message, hint) for key, message, hint in feature_problems(distill, job)]
+    if features:
+        return features
     if config.qat is None or "share" not in steps:
         return []
     message = "training on the grid of the integers would take weights off the values that `share` gave them"

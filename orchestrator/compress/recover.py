@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from orchestrator.compress.codebooks import Tied
 from orchestrator.compress.crew import Crew
+from orchestrator.compress.features import Features
 from orchestrator.data.order import SampleOrder, random_words, slice_for
 from orchestrator.errors import ExportError, TrainError
 from orchestrator.export.score import cast_inputs
@@ -52,6 +53,9 @@ class Lessons:
     temperature: float = 4.0
     weight: float = 0.7
     mixup: bool = False
+    features: tuple[str, ...] | str = ()
+    features_weight: float = 1.0
+    """Inner layers by path (or `auto`), and how much their distance to the teacher's counts beside all else."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,9 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
     steps = course.steps or max(1, ceil(course.epochs * len(split) / size))
     order = SampleOrder(len(split), size, job.train.seed if course.seed is None else course.seed)
     loss, told = build_loss(job, context.plan), _Teacher(course.lessons, context) if course.lessons else None
+    features = None
+    if course.lessons is not None and course.lessons.features:
+        features = Features(model, course.lessons, context)
     parallel = crew.apply(model.requires_grad_(True), context)
     module = parallel.module
     optimizer = build_optimizer(_optim(job.optim, course.lr), module.named_parameters())
@@ -138,6 +145,8 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
         total = loss.sum(outputs, targets) / _mean_count(loss.count(targets), len(targets), crew)
         if told is not None:
             total = told.mix(total, outputs, rows, inputs)
+        if features is not None and course.lessons is not None:
+            total = total + course.lessons.features_weight * features.distance(inputs)
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         parallel.reduce_gradients()
@@ -154,6 +163,8 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
         for weight, cover in covers:
             weight.masked_fill_(cover, 0.0)  # a product would leave zeros of either sign
         tied.settle()
+    if features is not None:
+        features.leave()
     mean = sum_over_ranks(total.detach().clone()) / crew.num_data_ranks
     return module, Recovered(steps, float(mean))
 

@@ -45,7 +45,7 @@ def pruned(tmp_path: Path, *, mixup: bool = False) -> tuple[nn.Module, Context, 
     with torch.no_grad():
         narrow.get_parameter(MASKED).masked_fill_(~masks[MASKED], 0.0)
         narrow.get_parameter(SHARED).copy_(codes[SHARED] / 50)
-    lessons = Lessons(plain_copy(trained.model).double(), weight=1.0 if mixup else 0.7, mixup=mixup)
+    lessons = Lessons(plain_copy(trained.model).double(), weight=1.0 if mixup else 0.7, mixup=mixup, features="auto")
     context = replace(context_of(trained, tmp_path), dtype="float64")
     return narrow.double(), context, Course(0.15, lessons=lessons, masks=masks, codes=codes)
 
