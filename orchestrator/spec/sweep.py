@@ -89,7 +89,7 @@ class SweepSection(Section):
     `compress/size_ratio`, `compress/latency_ms`; and their direction. Several: a Pareto front. Absent: what
     `train.monitor` names."""
     search: Use = Use(use="random")
-    """Where points come from: random, grid, sobol, tpe, gp, nsga2, or your own."""
+    """Where points come from: random, grid, sobol, tpe, gp, nsga2, supernet (one net's parts), or your own."""
     scheduler: Use = Use(use="fifo")
     """Which trials end early: fifo (none), asha, hyperband, median, or your own."""
     trials: PositiveInt | None = None

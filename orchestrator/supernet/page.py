@@ -82,6 +82,12 @@ def read_ranking(run: RunDir, num_nets: int) -> Ranking | None:
     return found if len(found.scores) == num_nets and Path(found.file).is_file() else None
 
 
+def supernet_seconds(sweep: RunDir) -> float:
+    """Return the seconds that training and ranking the supernets of a sweep took; 0.0: it has none."""
+    rankings = [_read(path) for path in sweep.trials.glob("supernet-*/ranking.json")]
+    return sum(float(each["train_s"]) + float(each["rank_s"]) for each in rankings)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())

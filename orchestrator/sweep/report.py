@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import write_json
 from orchestrator.spec.job import JobSpec
+from orchestrator.supernet.page import supernet_seconds
 from orchestrator.sweep.check import build_space
 from orchestrator.sweep.closing import front_of
 from orchestrator.sweep.correlation import as_metrics, as_tags
@@ -36,7 +37,8 @@ class Report:
         """Return the sweep as it stands."""
         objectives = objectives_of(self.job)
         front = front_of(self.ledger, objectives)
-        return Summary(self.job, objectives, self.ledger.trials, front, elapsed_s, why, exported)
+        spent_s = supernet_seconds(self.run)
+        return Summary(self.job, objectives, self.ledger.trials, front, elapsed_s, why, exported, supernet_s=spent_s)
 
     def progress(self, ended: int, summary: Summary) -> None:
         """Tell MLflow how far the search is: best values and counts, at the number of trials that have ended."""

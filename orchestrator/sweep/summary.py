@@ -32,6 +32,7 @@ class Summary:
     why: str = ""
     exported: Mapping[int, Mapping[str, float]] | None = None
     layouts: Sequence[LayoutRow] = ()
+    supernet_s: float = 0.0
 
     @property
     def best(self) -> Trial | None:
@@ -50,8 +51,8 @@ class Summary:
 
     @property
     def worker_s(self) -> float:
-        """Seconds of workers used."""
-        return sum(trial.seconds * trial.workers for trial in self.trials.values())
+        """Seconds of workers used, by trials and by supernets."""
+        return self.supernet_s + sum(trial.seconds * trial.workers for trial in self.trials.values())
 
     @property
     def cost(self) -> float | None:
@@ -106,6 +107,8 @@ def note_rows(summary: Summary) -> list[tuple[str, str]]:
     saved, whole = summary.saved_steps
     if saved:
         rows.append(("saved by stopping early", f"{saved:,} of {whole:,} steps ({100 * saved / whole:.0f} %)"))
+    if summary.supernet_s:
+        rows.append(("supernet", f"{summary.supernet_s:.0f} of the worker seconds, to train and rank"))
     shared = sum(len(trial.trained_by) for trial in summary.trials.values())
     if shared:
         rows.append(("trainings reused", f"{shared} (trials that differ only in `compress` share one)"))
@@ -150,6 +153,7 @@ def as_data(summary: Summary) -> dict[str, Any]:
         "elapsed_s": round(summary.elapsed_s, 3),
         "worker_s": round(summary.worker_s, 3),
         "cost": summary.cost,
+        "supernet_s": round(summary.supernet_s, 3),
         "saved_steps": saved,
         "whole_steps": whole,
         "ended": summary.why,

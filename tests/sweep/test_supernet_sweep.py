@@ -53,6 +53,9 @@ def test_a_supernet_is_trained_once_its_best_parts_are_fine_tuned_and_the_rankin
     alone, tuned = page["rank_correlation"]
     assert (alone["against"], alone["pairs"], tuned["pairs"]) == ("stand-alone", 3, 4)
     assert "; ranking: " in result.verdict
+    trials_s = sum(each["seconds"] for each in page["trials"])
+    assert page["worker_s"] == pytest.approx(trials_s + page["supernet_s"], abs=0.1)
+    assert page["supernet_s"] > 0
     assert any(event.kind == "supernet" and "8 nets scored" in event.text for event in events)
 
     tuned_trials = [each for each in page["trials"] if each["origin"] == "search"]
