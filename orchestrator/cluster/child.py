@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.cluster.rank import die_with_parent, run_guarded
+from orchestrator.cluster.rank import run_guarded
+from orchestrator.runs.parent import die_with_parent
 
 
 def main(argv: list[str]) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,12 +12,11 @@ from typing import TYPE_CHECKING
 from orchestrator.cluster.failure import failure_of, write_failure
 from orchestrator.cluster.seats import Seat, own_seat, require_node, write_seat
 from orchestrator.runs.heartbeat import read_heartbeats
+from orchestrator.runs.parent import die_with_parent
 from orchestrator.runs.paths import RunDir
 
 if TYPE_CHECKING:
     from orchestrator.train.ports import FitResult, StepReport
-
-_PR_SET_PDEATHSIG = 1
 
 
 def run_guarded(
@@ -66,12 +63,6 @@ def run_guarded(
         with suppress(OSError):
             write_failure(run, attempt, failure_of(error, rank=rank, step=_last_step(run, rank)))
         raise
-
-
-def die_with_parent() -> None:
-    """Ask the kernel (Linux) to kill this process when its parent dies, so that no rank is left behind."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def redirect_output(path: Path) -> None:

@@ -49,7 +49,7 @@ def _compress(run: RunDir) -> dict[str, float]:
 
 def main() -> int:
     """Compress the trial whose folder is given; return the exit code."""
-    from orchestrator.cluster.rank import die_with_parent
+    from orchestrator.runs.parent import die_with_parent
 
     die_with_parent()
     from orchestrator.compress.trial import main as compress

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.failure import failure_of
-from orchestrator.cluster.rank import die_with_parent, redirect_output
+from orchestrator.cluster.rank import redirect_output
 from orchestrator.runs.heartbeat import read_heartbeats
+from orchestrator.runs.parent import die_with_parent
 from orchestrator.runs.paths import RunDir
 
 if TYPE_CHECKING:

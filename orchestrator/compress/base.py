@@ -1,7 +1,8 @@
 """What a compression step is: a pure function from one state of a model to the next. No torch is imported here.
 
 A step is a plug-in of the group `compressors`: `Config`, `flow(config) -> (takes, gives)` over the names of
-`spec.steps.STATES`, `build(config)` returning a `Compressor`, and optionally `plan_problems(config, model, widths)`.
+`spec.steps.STATES`, `build(config)` returning a `Compressor`, and optionally `plan_problems(config, model, widths)`,
+`job_problems(config, job)`, `data_problems(config, data)`, `layout_problems(config, job, layout)`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from orchestrator.errors import ExportError
+from orchestrator.plan.layout import Layout
 from orchestrator.plan.plan import Plan
 from orchestrator.spec.job import JobSpec
 
@@ -29,7 +31,8 @@ class State:
 
     `model` is the newest model in memory: the state itself, or what the files were made of. `masks` names weights that
     stay zero (True: kept), `codes` weights that share values (int64, the number of a weight's value in its layer; -1:
-    not shared). `files` lie in `folder` and are all that is needed to run.
+    not shared). `files` lie in `folder` and are all that is needed to run. `weights` says of mixed precision how many
+    weights are kept in so many bits.
     """
 
     kind: str
@@ -40,6 +43,7 @@ class State:
     files: tuple[str, ...] = ()
     format: str = ""
     scheme: str = "fp32"
+    weights: Mapping[int, int] = field(default_factory=dict)
 
     def file(self) -> Path:
         """Return the one file of an exported graph or artifact."""
@@ -50,7 +54,10 @@ class State:
 
 @dataclass(frozen=True)
 class Context:
-    """What a step may look at beside the state. `teacher` is the model before any step; `folder` is the step's own."""
+    """What a step may look at beside the state. `teacher` is the model before any step; `folder` is the step's own.
+
+    `job` and `plan` are for one process; `layout` is that of the job as it was trained.
+    """
 
     job: JobSpec
     plan: Plan
@@ -58,6 +65,7 @@ class Context:
     teacher: nn.Module
     folder: Path
     dtype: str = "float32"
+    layout: Layout = field(default_factory=Layout)
 
     def calibration(self) -> tuple[Tensor, Tensor]:
         """Return (inputs, targets) that steps may choose ranges and importance by, never those of the test split."""
@@ -90,3 +98,11 @@ class Compressor(Protocol):
 
     def apply(self, state: State, context: Context) -> Change:
         """Return the next state. Raises ExportError when it cannot be made, NotAbleError when a package is missing."""
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """A step that trains, too: `compress.control` gives the model as it was the same training."""
+
+    def control(self, state: State, context: Context) -> Change | None:
+        """Return the state after that training alone; None when this one trains nothing."""

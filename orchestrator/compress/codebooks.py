@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from orchestrator.errors import ExportError
+from orchestrator.parallel.grads import sharding_groups
+from orchestrator.parallel.initialise import own_slice
+from orchestrator.parallel.shared import local_gradient
 
 _ROUNDS = 50
 
@@ -48,30 +52,51 @@ def quantised(weight: Tensor, mask: Tensor | None, clusters: int) -> tuple[Tenso
 
 
 class Tied:
-    """Keeps weights with the same code equal while an optimiser moves them (Han et al. 2016, section 3)."""
+    """Keeps weights with the same code equal while an optimiser moves them (Han et al. 2016, section 3).
+
+    Works on this rank's pieces of sharded weights: a value belongs to all ranks that have a weight of it.
+    """
 
     def __init__(self, model: nn.Module, codes: Mapping[str, Tensor]) -> None:
         named = dict(model.named_parameters())
         missing = sorted(set(codes) - set(named))
         if missing:
             raise ExportError(f"a codebook covers '{missing[0]}', which the model does not have")
-        self._parts = [(named[name], code >= 0, code[code >= 0]) for name, code in codes.items()]
+        self._parts = [_Part(named[name], code) for name, code in codes.items()]
 
     def gather(self) -> None:
         """Give all weights of a value the mean of their gradients."""
-        for weight, open_, code in self._parts:
-            if weight.grad is not None:
-                weight.grad[open_] = _means(weight.grad[open_], code)[code]
+        for part in self._parts:
+            part.gather()
 
     def settle(self) -> None:
         """Make weights of a value equal to the bit again: an optimiser may round neighbours differently."""
-        for weight, open_, code in self._parts:
-            values = weight.data[open_]
-            book = values.new_zeros(int(code.max()) + 1).scatter_(0, code, values)
-            weight.data[open_] = book[code]
+        for part in self._parts:
+            part.settle()
 
 
-def _means(values_N: Tensor, code_N: Tensor) -> Tensor:
-    size = int(code_N.max()) + 1
-    sums = values_N.new_zeros(size).index_add_(0, code_N, values_N)
-    return sums / torch.bincount(code_N, minlength=size).clamp(min=1).to(values_N.dtype)
+class _Part:
+    """One weight. `counts` are of the whole weight, codes are of this rank's piece."""
+
+    def __init__(self, weight: nn.Parameter, code: Tensor) -> None:
+        own = own_slice(code, weight)
+        self._weight, self._open, self._codes = weight, own >= 0, own[own >= 0]
+        self._counts = torch.bincount(code[code >= 0], minlength=1).clamp(min=1)
+        self._groups = sharding_groups(weight)
+
+    def gather(self) -> None:
+        if self._weight.grad is None:
+            return
+        gradient = local_gradient(self._weight.grad)
+        sums = gradient.new_zeros(len(self._counts)).index_add_(0, self._codes, gradient[self._open])
+        for group in self._groups:
+            dist.all_reduce(sums, group=group)
+        gradient[self._open] = (sums / self._counts.to(sums.dtype))[self._codes]
+
+    def settle(self) -> None:
+        weight = local_gradient(self._weight.detach())
+        book = weight.new_full((len(self._counts),), -torch.inf)
+        book.scatter_reduce_(0, self._codes, weight[self._open], "amax")
+        for group in self._groups:
+            dist.all_reduce(book, dist.ReduceOp.MAX, group=group)
+        weight[self._open] = book[self._codes]

@@ -37,7 +37,8 @@ class Export:
     def apply(self, state: State, context: Context) -> Change:
         """Return the graph, its batch dim free."""
         write_onnx(state.model, context, context.folder, self.config.opset)
-        return Change(State(EXPORTED, state.model, folder=context.folder, files=("model.onnx",), format="onnx"))
+        after = State(EXPORTED, state.model, state.masks, folder=context.folder, files=("model.onnx",), format="onnx")
+        return Change(after)
 
 
 def write_onnx(model: Any, context: Context, folder: Path, opset: int | None = None) -> Path:

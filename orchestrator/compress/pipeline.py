@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import __version__, plugins
 from orchestrator.compress import artifact
-from orchestrator.compress.base import MODULE, Change, Compressor, Context, State
+from orchestrator.compress.base import MODULE, Change, Compressor, Context, State, Trains
 from orchestrator.compress.manifest import Link, Page, entry_of, read_page, write_page
 from orchestrator.compress.verify import check_artifact, time_artifact, weigh_processes
 from orchestrator.errors import ExportError, OrchestratorError
 from orchestrator.export.manifest import json_digest
 from orchestrator.export.score import score
 from orchestrator.export.weights import digest_weights, plain_copy, state_tensors
+from orchestrator.plan.layout import Layout
 from orchestrator.plan.plan import Plan
 from orchestrator.spec.base import Use
 from orchestrator.spec.job import JobSpec
@@ -35,7 +36,10 @@ _SAME_SIZE = ("finetune", "distill", "share", "export")  # masks and codebooks a
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model in memory, and all that compressing and judging it take. `split` is the final one."""
+    """A trained model in memory, and all that compressing and judging it take. `split` is the final one.
+
+    `job` and `plan` are for one process; `layout` is that of the job as it was trained.
+    """
 
     job: JobSpec
     plan: Plan
@@ -45,6 +49,7 @@ class Trained:
     step: int
     split: str
     dtype: str
+    layout: Layout = field(default_factory=Layout)
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class _Run:
         """Return what a step may look at."""
         trained = self._trained
         place = self._folder / (f"{number}_{use}" if number else use)
-        return Context(trained.job, trained.plan, trained.data, trained.model, place, trained.dtype)
+        return Context(trained.job, trained.plan, trained.data, trained.model, place, trained.dtype, trained.layout)
 
     def steps(self, baseline: StepReport) -> State:
         """Run every step; return the last state."""
@@ -216,9 +221,11 @@ def _judge(
 def _control(trained: Trained, run: _Run) -> dict[str, float]:
     """Give the model as it was the same finetuning and evaluate it: what the budget alone brings."""
     state = State(MODULE, plain_copy(trained.model))
-    for use in (use for use in trained.job.compress.steps if use.use in ("finetune", "distill")):
+    for use in trained.job.compress.steps:
         step: Compressor = plugins.build("compressors", use.use, use.options)
-        state = step.apply(state, run.context(0, "control")).state
+        if isinstance(step, Trains):
+            change = step.control(state, run.context(0, "control"))
+            state = change.state if change is not None else state
     return score(artifact.as_function(state), trained.job, trained.data, trained.split, trained.dtype).named()
 
 

@@ -1,42 +1,61 @@
 """Training a smaller model back to strength: a plain loop over the job's data, alone or with a teacher.
 
-Called by the steps `finetune` and `prune`. The order of the samples is that of a run of the job's seed; weights under a
-mask stay exactly zero, weights that share a value keep sharing it.
+Called by the steps `finetune`, `distill` and `prune`. The order of the samples is that of a run of the job's seed;
+weights under a mask stay exactly zero, weights that share a value keep sharing it, on any number of data ranks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.compress.codebooks import Tied
-from orchestrator.data.order import SampleOrder
+from orchestrator.compress.crew import Crew
+from orchestrator.compress.features import Features
+from orchestrator.data.order import SampleOrder, random_words, slice_for
 from orchestrator.errors import ExportError, TrainError
 from orchestrator.export.score import cast_inputs
+from orchestrator.parallel.grads import clip_gradients, gradient_norm
+from orchestrator.parallel.initialise import own_slice
+from orchestrator.parallel.process import sum_over_ranks
+from orchestrator.parallel.shared import local_gradient
+from orchestrator.plan.layout import Layout
 from orchestrator.spec.job import OptimSection
 from orchestrator.train.loss import build_loss
 from orchestrator.train.optim import build_optimizer
 from orchestrator.train.schedule import Cosine
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from orchestrator.compress.base import Context
 
+ALONE = Layout()
 _CACHE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Lessons:
-    """What a teacher adds: `weight` of the loss is its softened answers' (Hinton et al. 2015)."""
+    """What a teacher adds: `weight` of the loss is its softened answers' (Hinton et al. 2015).
+
+    `mixup`: it is asked about blends of two samples, of which there are more than samples (Beyer et al. 2022).
+    """
 
     teacher: nn.Module
     temperature: float = 4.0
     weight: float = 0.7
+    mixup: bool = False
+    features: tuple[str, ...] | str = ()
+    features_weight: float = 1.0
+    """Inner layers by path (or `auto`), and how much their distance to the teacher's counts beside all else."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,21 @@ class Recovered:
 
     steps: int
     loss: float
-    notes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is trained how: passes over the training split, and what must stay exact meanwhile."""
+
+    epochs: float
+    lr: float | None = None
+    batch_size: int | None = None
+    lessons: Lessons | None = None
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    codes: Mapping[str, Tensor] = field(default_factory=dict)
+    seed: int | None = None
+    steps: int | None = None
+    """So many steps instead of epochs."""
 
 
 def recover(
@@ -53,55 +86,106 @@ def recover(
     context: Context,
     *,
     epochs: float,
+    steps: int | None = None,
     lr: float | None = None,
     batch_size: int | None = None,
     lessons: Lessons | None = None,
     masks: Mapping[str, Tensor] | None = None,
     codes: Mapping[str, Tensor] | None = None,
     seed: int | None = None,
+    layout: Layout = ALONE,
 ) -> Recovered:
-    """Train `model` in place for so many passes over the training split; it is left in eval mode, gradients off.
+    """Train `model` in place for so many passes over the training split (or `steps`); it ends in eval mode, frozen.
 
-    Raises TrainError when the loss is not finite.
+    `layout` of data ranks (replicate x shard): each is a process, and the weights come out as from one, to rounding.
+    Raises TrainError when the loss is not finite, PlanError when the batch does not divide over the ranks.
     """
+    course = Course(epochs, lr, batch_size, lessons, masks or {}, codes or {}, seed, steps)
+    if layout.world_size == 1:
+        _, done = train(model, context, course, Crew())
+    else:
+        from orchestrator.compress.ranks import train_on_ranks
+
+        done = train_on_ranks(model, context, course, layout)
+    model.requires_grad_(False).eval()  # its memory layout is mended by `plain_copy`
+    return done
+
+
+def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tuple[nn.Module, Recovered]:
+    """Train as one rank of `crew`; return the module that holds this rank's weights. Collective."""
     split, job = context.data.splits["train"], context.job
-    size = min(batch_size or job.train.batch_size, len(split))
-    steps = max(1, ceil(epochs * len(split) / size))
-    order = SampleOrder(len(split), size, job.train.seed if seed is None else seed)
-    optimizer = build_optimizer(_optim(job.optim, lr), model.requires_grad_(True).named_parameters())
+    size = min(course.batch_size or job.train.batch_size, len(split))
+    steps = course.steps or max(1, ceil(course.epochs * len(split) / size))
+    order = SampleOrder(len(split), size, job.train.seed if course.seed is None else course.seed)
+    loss, told = build_loss(job, context.plan), _Teacher(course.lessons, context) if course.lessons else None
+    features = None
+    if course.lessons is not None and course.lessons.features:
+        features = Features(model, course.lessons, context)
+    parallel = crew.apply(model.requires_grad_(True), context)
+    module = parallel.module
+    optimizer = build_optimizer(_optim(job.optim, course.lr), module.named_parameters())
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     schedule = Cosine(warmup_steps=min(20, steps // 10))
-    loss, told = build_loss(job, context.plan), _Teacher(lessons, context) if lessons else None
-    covers, tied = _covers(model, masks or {}), Tied(model, codes or {})
-    _faster_layout(model, context)
-    torch.manual_seed(order.seed)
-    model.train()
-    last = 0.0
+    covers, tied, parameters = _covers(module, course.masks), Tied(module, course.codes), list(module.parameters())
+    crew.seed_noise(order.seed)
+    module.train()
+    total = torch.zeros(())
     for step in range(steps):
-        rows = torch.from_numpy(order.indices(step).copy())
+        rows = _own(order.indices(step), crew)
         inputs, targets = split.batch(rows)
         inputs = cast_inputs(inputs, context.dtype)
+        if told is not None and told.blends:
+            others = cast_inputs(split.batch(_own(np.roll(order.indices(step), 1), crew))[0], context.dtype)
+            shares = _own(_shares(size, order.seed, step), crew).to(inputs)
+            inputs = inputs.lerp(others, shares.view(-1, *[1] * (inputs.dim() - 1)))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule.factor(step, steps)
-        outputs = model(inputs)
-        count = loss.count(targets)
-        total = loss.sum(outputs, targets) / (len(targets) if count is None else count)
+        outputs = parallel(inputs)
+        # Gradients are averaged over data ranks: each one's loss is its sum over the mean count of a rank.
+        total = loss.sum(outputs, targets) / _mean_count(loss.count(targets), len(targets), crew)
         if told is not None:
             total = told.mix(total, outputs, rows, inputs)
+        if features is not None and course.lessons is not None:
+            total = total + course.lessons.features_weight * features.distance(inputs)
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
+        parallel.reduce_gradients()
         tied.gather()
+        norm = gradient_norm(parameters)
+        if not math.isfinite(float(norm)):  # equal on every rank, and so is what follows
+            raise TrainError(
+                f"the loss became {float(total.detach())} or its gradient did, in step {step + 1} of finetuning",
+                hint="lower the step's lr",
+            )
         if job.optim.clip_norm:
-            nn.utils.clip_grad_norm_(model.parameters(), job.optim.clip_norm)
+            clip_gradients(parameters, job.optim.clip_norm, norm)
         optimizer.step()
         for weight, cover in covers:
-            weight.data.masked_fill_(cover, 0.0)  # a product would leave zeros of either sign
+            weight.masked_fill_(cover, 0.0)  # a product would leave zeros of either sign
         tied.settle()
-        last = float(total.detach())
-        if last != last or last in (float("inf"), float("-inf")):
-            raise TrainError(f"the loss became {last} in step {step + 1} of finetuning", hint="lower the step's lr")
-    model.requires_grad_(False).eval()  # its memory layout is mended by `plain_copy`
-    return Recovered(steps, last)
+    if features is not None:
+        features.leave()
+    mean = sum_over_ranks(total.detach().clone()) / crew.num_data_ranks
+    return module, Recovered(steps, float(mean))
+
+
+def _own(batch: NDArray[Any], crew: Crew) -> Tensor:
+    """Return this rank's piece of what a whole batch has in a row."""
+    (piece,) = slice_for(batch, crew.data_rank, crew.num_data_ranks, 1)
+    return torch.from_numpy(piece.copy())
+
+
+def _shares(count: int, seed: int, step: int) -> NDArray[np.float64]:
+    """Return how much of another sample each one of a step's batch takes, uniform in [0, 1), whatever the layout."""
+    return random_words(count, "mixup", seed, step) / 2.0**64
+
+
+def _mean_count(count: int | None, rows: int, crew: Crew) -> float:
+    """Return how many targets a data rank has on average; with one rank, how many there are."""
+    if count is None:
+        return rows
+    total = sum_over_ranks(torch.tensor(float(count), dtype=torch.float64))
+    return max(1.0, float(total)) / crew.num_data_ranks
 
 
 def _optim(section: OptimSection, lr: float | None) -> OptimSection:
@@ -110,17 +194,13 @@ def _optim(section: OptimSection, lr: float | None) -> OptimSection:
     return OptimSection.model_validate({"use": section.use, **options})
 
 
-def _covers(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    named = dict(model.named_parameters())
+def _covers(module: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return this rank's piece of every weight under a mask, and where it is zero."""
+    named = dict(module.named_parameters())
     missing = sorted(set(masks) - set(named))
     if missing:
         raise ExportError(f"a mask covers '{missing[0]}', which the model does not have")
-    return [(named[name], ~mask) for name, mask in masks.items()]
-
-
-def _faster_layout(model: nn.Module, context: Context) -> None:
-    if len(context.data.shape.inputs) == 3 and any(isinstance(part, nn.Conv2d) for part in model.modules()):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return [(local_gradient(named[name].detach()), own_slice(~mask, named[name])) for name, mask in masks.items()]
 
 
 class _Teacher:
@@ -130,9 +210,10 @@ class _Teacher:
         self._lessons = lessons
         self._model = lessons.teacher.eval()
         split = context.data.splits["train"]
+        self.blends = lessons.mixup
         first = self._ask(cast_inputs(split.batch(torch.arange(1))[0], context.dtype))
         self._known: Tensor | None = None
-        if first.numel() * first.element_size() * len(split) <= _CACHE_BYTES:
+        if not self.blends and first.numel() * first.element_size() * len(split) <= _CACHE_BYTES:
             parts = [
                 self._ask(cast_inputs(split.batch(torch.arange(at, min(at + 256, len(split))))[0], context.dtype))
                 for at in range(0, len(split), 256)

@@ -15,10 +15,11 @@ from orchestrator.compress.pipeline import Outcome, Trained, compress
 from orchestrator.compress.report import as_json, metrics, table
 from orchestrator.errors import ExportError, JobFileError, NotAbleError, OrchestratorError, PlanError
 from orchestrator.log import get_logger, setup_file_logging
+from orchestrator.plan.layout import Layout
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import read_record, write_json
 from orchestrator.runs.spool import SpoolWriter
-from orchestrator.spec.job import CompressSection, JobSpec
+from orchestrator.spec.job import CompressSection, JobSpec, ParallelSection
 
 _log = get_logger("compress")
 
@@ -77,7 +78,8 @@ def trained_from(job: JobSpec, tensors: Any, checkpoint: str, step: int) -> Trai
     from orchestrator.export.weights import plain_copy
     from orchestrator.plan.available import Available
     from orchestrator.plan.build import build_plan
-    from orchestrator.spec.job import ClusterSection, ParallelSection
+    from orchestrator.plan.compress import compress_problems
+    from orchestrator.spec.job import ClusterSection
     from orchestrator.train.engine import load_dataset
 
     if not job.compress.steps:
@@ -100,7 +102,19 @@ def trained_from(job: JobSpec, tensors: Any, checkpoint: str, step: int) -> Trai
         raise PlanError(
             f"compression starts from float32 weights, this model has {dtype}", hint="train in fp32 or bf16"
         )
-    return Trained(alone, plan, data, model, checkpoint, step, final_split(data), dtype)
+    layout = layout_of(job.parallel)
+    problems = compress_problems(job, data.shape, layout, [])
+    if problems:
+        raise PlanError("the steps do not fit the job's layout", problems=problems)
+    return Trained(alone, plan, data, model, checkpoint, step, final_split(data), dtype, layout)
+
+
+def layout_of(parallel: ParallelSection) -> Layout:
+    """Return the layout that a job was trained under; `replicate: auto` that no plan has settled is one copy."""
+    replicate = 1 if parallel.replicate == "auto" else parallel.replicate
+    return Layout(
+        parallel.pipeline, replicate, parallel.shard, parallel.context, parallel.tensor, expert=parallel.expert
+    )
 
 
 def _draw(run: RunDir, outcome: Outcome) -> None:

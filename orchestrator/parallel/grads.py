@@ -26,7 +26,7 @@ def gradient_norm(parameters: Sequence[Tensor], stages: dist.ProcessGroup | None
     parts: dict[Groups, list[Tensor]] = defaultdict(list)
     for parameter in parameters:
         if parameter.grad is not None:
-            parts[_sharding_groups(parameter.grad)].append(local_gradient(parameter.grad))
+            parts[sharding_groups(parameter.grad)].append(local_gradient(parameter.grad))
     if stages is None and list(parts) in ([], [()]):
         return _norm(parts.get((), []))
     squares = []
@@ -62,12 +62,12 @@ def _norm(gradients: list[Tensor]) -> Tensor:
     return norm
 
 
-def _sharding_groups(gradient: Tensor) -> Groups:
-    """Return the groups over whose ranks the pieces of a gradient lie, one per sharded mesh dimension."""
-    if not isinstance(gradient, DTensor):
+def sharding_groups(tensor: Tensor) -> Groups:
+    """Return the groups over whose ranks the pieces of a tensor lie, one per sharded mesh dimension."""
+    if not isinstance(tensor, DTensor):
         return ()
-    mesh = gradient.device_mesh
-    return tuple(mesh.get_group(dim) for dim, place in enumerate(gradient.placements) if shard_dim(place) is not None)
+    mesh = tensor.device_mesh
+    return tuple(mesh.get_group(dim) for dim, place in enumerate(tensor.placements) if shard_dim(place) is not None)
 
 
 class GradientReducer:

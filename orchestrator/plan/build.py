@@ -48,7 +48,7 @@ def build_plan(job: JobSpec, available: Available, data_shape: DataShape | None 
     problems += speed_problems(job, layout)
     problems += float8_problems(job, layout, resources, available)
     stages = plan_stages(job, layout, problems)
-    problems += compress_problems(job, data, notes)
+    problems += compress_problems(job, data, layout, notes)
     notes += unused_keys(job, layout)
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from orchestrator.sweep.trial import Trial
 class Ledger:
     """Appends to and folds `sweep/ledger.jsonl`. `history` holds what schedulers are told, in order.
 
-    Its entries are (trial, number of the evaluation, metrics); number 0 says that the trial has ended.
+    Its entries are (trial, number of the evaluation, metrics); number 0 says that the trial has ended. `crowned` are
+    the trials that were on the front at any end.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,6 +35,7 @@ class Ledger:
         self.trials: dict[int, Trial] = {}
         self.by_digest: dict[str, Trial] = {}
         self.history: list[tuple[int, int, Mapping[str, float]]] = []
+        self.crowned: list[int] = []
         self.asked = 0
         self.spent_s = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,10 @@ class Ledger:
              "step": trial.step, "total_steps": trial.total_steps, "model": trial.model}
         )  # fmt: skip
 
+    def crown(self, front: Sequence[int]) -> None:
+        """Note which trials are about to be told that they are on the front."""
+        self._append({"event": "crowned", "front": list(front)})
+
     def spend(self, seconds: float) -> None:
         """Note how long this start of the sweep has lasted in all."""
         self._append({"event": "spent", "seconds": seconds})
@@ -136,6 +142,9 @@ class Ledger:
         event = record["event"]
         if event == "proposed":
             self._add(record)
+            return
+        if event == "crowned":
+            self.crowned = sorted({*self.crowned, *map(int, record["front"])})
             return
         if event == "spent":
             self.spent_s += float(record["seconds"])

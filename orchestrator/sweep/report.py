@@ -12,6 +12,7 @@ from orchestrator.supernet.page import supernet_seconds
 from orchestrator.sweep.check import build_space
 from orchestrator.sweep.closing import front_of
 from orchestrator.sweep.correlation import as_metrics, as_tags
+from orchestrator.sweep.crown import crown
 from orchestrator.sweep.importance import importance
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.objectives import objectives_of
@@ -50,6 +51,7 @@ class Report:
 
     def end(self, state: str, said: str, summary: Summary) -> tuple[int, TrackingState]:
         """Write the files, tell MLflow, wait until all is shipped; return how many records remain, and the state."""
+        crown(self.run, self.ledger, summary.front)
         trials = [*summary.trials.values()]
         shares = importance(trials, build_space(self.job), summary.objectives) if state == "finished" else {}
         page = {"name": self.run.run_id, "state": state, **as_data(summary), "importance": shares}

@@ -55,6 +55,12 @@ class Summary:
         return self.supernet_s + sum(trial.seconds * trial.workers for trial in self.trials.values())
 
     @property
+    def cost(self) -> float | None:
+        """What the workers used have cost; None where the job does not say their price."""
+        price = self.job.sweep.cost if self.job.sweep is not None else None
+        return price.of(self.worker_s) if price is not None else None
+
+    @property
     def saved_steps(self) -> tuple[int, int]:
         """(steps that early stopping left out, steps that all trials would have taken in full)."""
         done = [trial for trial in self.trials.values() if trial.state in ("finished", "stopped")]
@@ -96,7 +102,8 @@ def note_rows(summary: Summary) -> list[tuple[str, str]]:
     rows = [("trials", count_words(summary.counts))]
     if summary.why:
         rows.append(("ended", summary.why))
-    rows.append(("spent", f"{summary.elapsed_s:.0f} s, {summary.worker_s:.0f} worker seconds"))
+    money = f", cost {summary.cost:.4g}" if summary.cost is not None else ""
+    rows.append(("spent", f"{summary.elapsed_s:.0f} s, {summary.worker_s:.0f} worker seconds{money}"))
     saved, whole = summary.saved_steps
     if saved:
         rows.append(("saved by stopping early", f"{saved:,} of {whole:,} steps ({100 * saved / whole:.0f} %)"))
@@ -146,6 +153,7 @@ def as_data(summary: Summary) -> dict[str, Any]:
         "elapsed_s": round(summary.elapsed_s, 3),
         "worker_s": round(summary.worker_s, 3),
         "supernet_s": round(summary.supernet_s, 3),
+        "cost": summary.cost,
         "saved_steps": saved,
         "whole_steps": whole,
         "ended": summary.why,

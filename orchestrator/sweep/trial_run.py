@@ -165,7 +165,7 @@ def end_folder(
     writer.record("status", status=STATUS.get(state, "FAILED"))
     writer.close()
     ending: dict[str, Any] = {"state": _RECORDED.get(state, "failed"), "verdict": note.splitlines()[0]}
-    ending |= {"ended": now_iso(), "metrics": metrics}
+    ending |= {"ended": now_iso()} | ({"metrics": metrics} if metrics else {})
     try:
         update_record(run, **ending)
     except NotAbleError:  # a power cut took it

@@ -9,7 +9,7 @@ from orchestrator.errors import PlanError
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
 from orchestrator.plan.layout import AXES, Layout
-from orchestrator.spec.job import JobSpec
+from orchestrator.spec.job import CompressSection, JobSpec
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ def on_one_process(job: JobSpec, pieces: int) -> JobSpec:
 
 
 def on_cpus(job: JobSpec) -> JobSpec:
-    """Return the job for this machine's processes: gloo, no GPU, no fused kernels."""
+    """Return the job for this machine's processes: gloo, no GPU, no fused kernels; nothing is compressed after it."""
     cluster = job.cluster.model_copy(update={"gpus_per_worker": 0.0, "backend": "gloo", "address": None})
     float8 = "emulated" if job.train.float8 == "native" else job.train.float8
     train = job.train.model_copy(update={"compile": False, "float8": float8})
-    return job.model_copy(update={"cluster": cluster, "train": train})
+    return job.model_copy(update={"cluster": cluster, "train": train, "compress": CompressSection()})
 
 
 def in_precision(job: JobSpec, precision: str) -> JobSpec:

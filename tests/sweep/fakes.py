@@ -11,7 +11,8 @@ from orchestrator.checkpoint.disk import MANIFEST
 from orchestrator.checkpoint.manifest import folder_name
 from orchestrator.cluster.events import Event
 from orchestrator.cluster.failure import Failure
-from orchestrator.cluster.pool import PoolEvent, Room
+from orchestrator.cluster.gangs import Room
+from orchestrator.cluster.pool import PoolEvent
 from orchestrator.cluster.trial_worker import Share
 from orchestrator.plan.available import Available
 from orchestrator.plan.plan import Resources
@@ -59,6 +60,9 @@ class Trainer:
         self.begun.append((run.run_id, share.attempt))
         HeartbeatWriter(run, 0, attempt=share.attempt, armed=False).close()
         step, found = newest_step(run) if share.resume else 0, {}
+        if step:
+            (newest,) = run.checkpoints.glob(f"step-{step:08d}-*/{MANIFEST}")
+            found = json.loads(newest.read_text())
         fault_step, failure = self.faults.get((run.run_id, share.attempt), (-1, None))
         while step < 20:
             step += 1
@@ -69,9 +73,9 @@ class Trainer:
                 found = {"val/loss": loss(lr, step)}
                 stop = (yield step, found) or stop
             if stop or step % 5 == 0:
-                place = run.checkpoints / folder_name(step, share.attempt, "abcd")
+                place = run.checkpoints / folder_name(step, share.attempt, "abcdef")
                 place.mkdir(parents=True)
-                (place / MANIFEST).touch()
+                (place / MANIFEST).write_text(json.dumps(found))
             if stop and step < 20:
                 return {"status": "stopped", "step": step, "metrics": found, "best_metrics": found, "train_s": 1.0}
         return {"status": "finished", "step": 20, "metrics": found, "best_metrics": found, "train_s": 1.0}

@@ -1,0 +1,91 @@
+"""Starts the ranks that train a compressed model, on this machine, and brings the model back. Called by `recover`."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from orchestrator.compress.crew import Crew
+from orchestrator.errors import ExportError, TrainError
+from orchestrator.plan.layout import Layout
+from orchestrator.spec.job import JobSpec
+
+if TYPE_CHECKING:
+    from orchestrator.compress.base import Context
+    from orchestrator.compress.recover import Course, Recovered
+
+_TIMEOUT_S = 14 * 86400.0  # a training may take as long as it takes; poll(2) counts to 24 days
+
+
+def train_on_ranks(model: nn.Module, context: Context, course: Course, layout: Layout) -> Recovered:
+    """Train `model` in place on the ranks of a layout, each a process. Raises TrainError when one of them fails."""
+    from orchestrator.compress.recover import Recovered
+    from orchestrator.testing.ranks import RankError, run_ranks
+    from orchestrator.verify.pool import last_line
+
+    job = context.job.model_dump(mode="json")
+    try:
+        found = run_ranks(
+            train_rank,
+            layout.world_size,
+            job,
+            context.dtype,
+            asdict(layout),
+            _packed(model, course),
+            timeout_s=_TIMEOUT_S,
+        )
+    except RankError as error:
+        raise TrainError(f"training on {layout.describe()} failed: {last_line(str(error))}") from error
+    model.load_state_dict(found[0]["state"])
+    return Recovered(found[0]["steps"], found[0]["loss"])
+
+
+def train_rank(
+    rank: int, world_size: int, job: dict[str, Any], dtype: str, layout: dict[str, int], packed: bytes
+) -> dict[str, Any]:
+    """Train as one rank; the first one returns the whole model's tensors by name, all say how it went. Collective."""
+    from orchestrator.compress.recover import train
+    from orchestrator.runs.parent import die_with_parent
+
+    die_with_parent()
+    spec = JobSpec.model_validate(job)
+    torch.set_num_threads(max(1, int(spec.cluster.cpus_per_worker)))
+    # The bytes come through the pipe from the process that made them, as every argument here: from nowhere else.
+    model, course = torch.load(io.BytesIO(packed), weights_only=False)
+    crew = Crew(Layout(**layout), rank)
+    module, done = train(model, _context(spec, dtype, model), course, crew)
+    state = {name: _whole(tensor) for name, tensor in module.state_dict().items()}
+    return {"state": state if rank == 0 else {}, "steps": done.steps, "loss": done.loss}
+
+
+def _packed(model: nn.Module, course: Course) -> bytes:
+    stream = io.BytesIO()
+    try:
+        torch.save((model, course), stream)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ExportError(
+            f"this model cannot be sent to ranks: {error}",
+            hint="set the step's replicate=1, or define the model's classes at the top of a module",
+        ) from error
+    return stream.getvalue()
+
+
+def _context(job: JobSpec, dtype: str, model: nn.Module) -> Context:
+    from orchestrator.compress.base import Context
+    from orchestrator.plan.available import Available
+    from orchestrator.plan.build import build_plan
+    from orchestrator.train.engine import load_dataset
+
+    data = load_dataset(job)
+    return Context(job, build_plan(job, Available.local(), data.shape), data, model, Path(), dtype)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

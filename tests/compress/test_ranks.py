@@ -1,0 +1,148 @@
+"""Finetuning on data ranks: the same weights as from one process, exact masks on every rank, other axes refused."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from orchestrator.compress.base import MODULE, Context, State
+from orchestrator.compress.crew import Crew
+from orchestrator.compress.finetune import Config, Finetune, training_layout
+from orchestrator.compress.prune import Config as PruneConfig
+from orchestrator.compress.prune import Prune
+from orchestrator.compress.ranks import _context, _packed, _whole
+from orchestrator.compress.recover import Course, Lessons, recover, train
+from orchestrator.errors import PlanError, TrainError
+from orchestrator.export.weights import plain_copy, state_tensors
+from orchestrator.plan.available import Available
+from orchestrator.plan.build import build_plan
+from orchestrator.plan.layout import Layout
+from orchestrator.spec.job import JobSpec
+from orchestrator.spec.load import load_spec
+from orchestrator.testing.ranks import run_ranks
+
+from .making import RESNET, context_of, in_memory, make_job, make_trained
+
+HERE = Available(num_cpus=2.0, num_gpus=0, memory_bytes=8 << 30)
+STEPS = ({"use": "prune"}, {"use": "finetune"}, {"use": "export"})
+TEXT = {"use": "transformer", "vocab": 256, "seq_len": 8, "dim": 16, "layers": 2, "heads": 4}
+MASKED, SHARED = "layers.block2.conv1.weight", "layers.block2.conv2.weight"
+
+
+def pruned(tmp_path: Path, *, mixup: bool = False) -> tuple[nn.Module, Context, Course]:
+    """Return a pruned network in float64, with a teacher, a mask and a codebook."""
+    trained = make_trained(make_job(RESNET, STEPS), epochs=0)
+    narrow = Prune(PruneConfig(multiple_of=4)).apply(in_memory(trained), context_of(trained, tmp_path)).state.model
+    chance = torch.Generator().manual_seed(0)
+    masks = {MASKED: torch.rand(narrow.get_parameter(MASKED).shape, generator=chance) > 0.7}
+    codes = {SHARED: torch.randint(-1, 5, narrow.get_parameter(SHARED).shape, generator=chance)}
+    with torch.no_grad():
+        narrow.get_parameter(MASKED).masked_fill_(~masks[MASKED], 0.0)
+        narrow.get_parameter(SHARED).copy_(codes[SHARED] / 50)
+    lessons = Lessons(plain_copy(trained.model).double(), weight=1.0 if mixup else 0.7, mixup=mixup, features="auto")
+    context = replace(context_of(trained, tmp_path), dtype="float64")
+    return narrow.double(), context, Course(0.15, lessons=lessons, masks=masks, codes=codes)
+
+
+def each_rank(rank: int, world_size: int, job: dict[str, Any], layout: dict[str, int], packed: bytes) -> Any:
+    """Return the whole weights as every rank has them."""
+    model, course = torch.load(io.BytesIO(packed), weights_only=False)
+    context = _context(JobSpec.model_validate(job), "float64", model)
+    module, _ = train(model, context, course, Crew(Layout(**layout), rank))
+    return {name: _whole(tensor).clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
+    assert set(found) == set(wanted)
+    for name, tensor in wanted.items():
+        difference = float((found[name].double() - tensor.double()).norm() / tensor.double().norm().clamp(min=1e-6))
+        assert difference < tolerance, f"{name}: {difference:.3g}"
+
+
+@pytest.mark.parametrize("layout", [Layout(replicate=2), Layout(shard=2)], ids=["replicate", "shard"])
+def test_every_rank_ends_with_the_weights_of_one_process_and_exact_masks(layout: Layout, tmp_path: Path) -> None:
+    model, context, course = pruned(tmp_path, mixup=layout.shard > 1)
+    job, packed = context.job.model_dump(mode="json"), _packed(model, course)
+    train(model, context, course, Crew())
+    wanted = state_tensors(model)
+    for found in run_ranks(each_rank, 2, job, asdict(layout), packed):
+        assert_equal(found, wanted, 1e-9)
+        assert torch.equal(found[MASKED] != 0, course.masks[MASKED])
+        for code in range(5):
+            assert len(found[SHARED][course.codes[SHARED] == code].unique()) == 1
+
+
+@pytest.mark.slow
+def test_a_step_trains_on_the_ranks_of_the_job_or_on_its_own(tmp_path: Path) -> None:
+    trained = make_trained(make_job(RESNET, STEPS), epochs=0)
+    step = Finetune(Config(epochs=0.15))
+    weights = []
+    for context in (context_of(trained, tmp_path), replace(context_of(trained, tmp_path), layout=Layout(replicate=2))):
+        change = step.apply(in_memory(trained), context)
+        weights.append(state_tensors(change.state.model))
+        assert change.facts["ranks"] == context.layout.world_size
+    assert_equal(weights[1], weights[0], 1e-4)  # a float32 batch norm over 16 images
+    assert any(not torch.equal(weights[0][name], tensor) for name, tensor in state_tensors(trained.model).items())
+
+
+@pytest.mark.slow
+def test_a_narrower_language_model_is_sharded_block_by_block(tmp_path: Path) -> None:
+    job = load_spec(
+        {
+            "model": TEXT,
+            "data": {"use": "text", "corpus": "python", "seq_len": 8, "max_bytes": 20_000},
+            "optim": {"lr": 3e-3},
+            "train": {"epochs": 1, "batch_size": 64},
+            "compress": {"steps": [{"use": "prune", "kind": "mlp"}, {"use": "finetune"}, {"use": "export"}]},
+        }
+    )
+    trained = make_trained(job, epochs=0)
+    context = replace(context_of(trained, tmp_path), dtype="float64")
+    state = Prune(PruneConfig(kind="mlp")).apply(in_memory(trained), context_of(trained, tmp_path)).state
+    models = [plain_copy(state.model).double() for _ in range(2)]
+    for model, layout in zip(models, (Layout(), Layout(shard=2)), strict=True):
+        recover(model, context, epochs=0.3, layout=layout)
+    assert_equal(state_tensors(models[1]), state_tensors(models[0]), 1e-9)
+
+
+def test_other_axes_are_refused_with_the_reason_until_the_step_names_its_ranks() -> None:
+    def job(finetune: dict[str, Any], **parallel: int) -> JobSpec:
+        steps = [{"use": "prune", "kind": "mlp"}, {"use": "finetune", **finetune}, {"use": "export"}]
+        data = {"use": "text", "corpus": "python", "seq_len": 8}
+        return load_spec({"model": TEXT, "data": data, "parallel": parallel, "compress": {"steps": steps}})
+
+    with pytest.raises(PlanError) as caught:
+        build_plan(job({}, replicate=1, tensor=2), HERE)
+    (problem,) = caught.value.problems
+    assert problem.path == "compress.steps.1.replicate"
+    assert "the job has tensor=2, which cuts the model by shapes that it no longer has" in problem.message
+    assert "`replicate: 1`" in problem.hint
+    build_plan(job({"replicate": 1}, replicate=1, tensor=2), HERE)
+    build_plan(job({"shard": 2}, replicate=1, pipeline=2), HERE)
+    with pytest.raises(PlanError) as caught:
+        build_plan(job({"replicate": 3}, replicate=1), HERE)
+    assert "does not divide over 3 data ranks" in caught.value.problems[0].message
+
+
+def test_the_ranks_of_a_step_are_its_own_else_the_jobs() -> None:
+    jobs = Layout(replicate=2, shard=2)
+    assert training_layout(Config(), jobs) == jobs
+    assert training_layout(Config(shard=4), jobs) == Layout(shard=4)
+    assert training_layout(Config(replicate=1), replace(jobs, pipeline=2)) == Layout()
+    with pytest.raises(PlanError, match="expert=2"):
+        training_layout(Config(), replace(jobs, expert=2))
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_on_a_rank_is_told(tmp_path: Path) -> None:
+    trained = make_trained(make_job(RESNET, STEPS), epochs=0)
+    state = State(MODULE, trained.model)
+    context = replace(context_of(trained, tmp_path), layout=Layout(replicate=2))
+    with pytest.raises(TrainError, match=r"training on 2 ranks = replicate 2 failed: TrainError: the loss became"):
+        Finetune(Config(epochs=0.5, lr=1e30)).apply(state, context)
