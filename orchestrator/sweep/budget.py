@@ -6,14 +6,14 @@ from orchestrator.spec.sweep import SweepSection
 from orchestrator.sweep.ledger import Ledger
 
 
-def budget_spent(sweep: SweepSection, ledger: Ledger, elapsed_s: float) -> str:
-    """Return which budget is spent, in words; "" when there is more."""
+def budget_spent(sweep: SweepSection, ledger: Ledger, elapsed_s: float, supernet_s: float = 0.0) -> str:
+    """Return which budget is spent, in words; "" when there is more. `supernet_s`: what no trial used."""
     trials = ledger.trials.values()
     if sweep.trials is not None and sum(trial.state != "infeasible" for trial in trials) >= sweep.trials:
         return f"all {sweep.trials} trials"
     if sweep.time_s is not None and elapsed_s >= sweep.time_s:
         return f"the time is up ({sweep.time_s:g} s)"
-    worker_s = sum(trial.seconds * trial.workers for trial in trials)
+    worker_s = supernet_s + sum(trial.seconds * trial.workers for trial in trials)
     if sweep.worker_s is not None and worker_s >= sweep.worker_s:
         return f"the budget of {sweep.worker_s:g} worker seconds is spent"
     if sweep.cost is not None and sweep.cost.limit is not None and sweep.cost.of(worker_s) >= sweep.cost.limit:

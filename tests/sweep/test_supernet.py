@@ -12,8 +12,9 @@ from orchestrator.errors import JobFileError
 from orchestrator.plan.available import Available
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.load import load_spec
-from orchestrator.supernet.page import WEIGHTS_FILE, Nets, Ranking, read_ranking, write_ranking
+from orchestrator.supernet.page import WEIGHTS_FILE, Nets, Ranking, read_ranking, supernet_seconds, write_ranking
 from orchestrator.sweep import supernet_run
+from orchestrator.sweep.budget import budget_spent
 from orchestrator.sweep.check import build_space, find_sweep_problems
 from orchestrator.sweep.feasible import Feasible, Limits
 from orchestrator.sweep.ledger import Ledger
@@ -259,3 +260,14 @@ def test_bad_options_are_told_when_the_job_is_read(search: dict[str, Any], words
     with pytest.raises(JobFileError) as caught:
         load_spec(data)
     assert words in str(caught.value.problems[0].message)
+
+
+def test_what_the_supernet_took_counts_towards_the_budget_of_worker_seconds(tmp_path: Path) -> None:
+    section, ledger = load_spec(sweep_data(worker_s=10.0)).sweep, Ledger(tmp_path / "ledger.jsonl")
+    assert section is not None
+    folder = RunDir(tmp_path / "trials" / "supernet-1")
+    folder.path.mkdir(parents=True)
+    write_ranking(folder, Ranking((), "", "", train_s=9.0, rank_s=1.5))
+    assert supernet_seconds(RunDir(tmp_path)) == 10.5
+    assert budget_spent(section, ledger, 0.0, 9.5) == ""
+    assert budget_spent(section, ledger, 0.0, 10.5) == "the budget of 10 worker seconds is spent"
