@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.compress.archive import read_header
 from orchestrator.compress.base import MODULE, Context, State
-from orchestrator.compress.check import REFERENCE
+from orchestrator.compress.formats import exported_as
 from orchestrator.compress.manifest import CHECK_FILE, EVAL_FILE, Link, Page, entry_of, write_page
-from orchestrator.compress.runtime import open_onnx
+from orchestrator.compress.runtimes.base import REFERENCE, open_folder, reference_files, runtime_of
 from orchestrator.errors import ExportError, OrchestratorError
 from orchestrator.export.score import cast_inputs, held_out_inputs
 from orchestrator.spec.digest import job_digest
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 HELD_OUT = 256
 _JOB_SECTIONS = {"version", "name", "model", "data", "train", "compress"}  # no tracking URI: it may hold a password
-_PACKAGES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy")
+WEIGHTS_FILE = "model.safetensors"
+_PACKAGES = ("torch", "torch-pruning", "numpy")
 
 
 def as_function(state: State) -> Callable[[Tensor], Tensor]:
@@ -42,7 +43,7 @@ def as_function(state: State) -> Callable[[Tensor], Tensor]:
             return outputs
 
         return forward
-    run = open_onnx(state.file())
+    run = open_folder(state.file().parent, state.format, state.files)
     return lambda inputs_B: torch.from_numpy(run(inputs_B.contiguous().numpy()))
 
 
@@ -72,17 +73,18 @@ def write_reference(trained: Trained, context: Context, folder: Path) -> tuple[s
     """Write the model as it was, as safetensors and for the target's runtime; return notes on what could not be."""
     from safetensors.torch import save_file
 
-    from orchestrator.compress.export import write_onnx
+    from orchestrator.compress.export import write
 
-    place = folder / "reference"
+    place, format = folder / REFERENCE, exported_as(trained.job)
     place.mkdir()
     tensors = {name: tensor.clone().contiguous() for name, tensor in trained.model.state_dict().items()}
-    save_file(tensors, str(place / "model.safetensors"))
+    save_file(tensors, str(place / WEIGHTS_FILE))
     try:
-        write_onnx(trained.model, context, place)
+        write(format, trained.model, context, place)
     except OrchestratorError as error:
-        shutil.rmtree(place / "model.onnx", ignore_errors=True)
-        return (f"no comparison within the runtime: the model as it was has no ONNX form ({error.message})",)
+        for name in runtime_of(format).files:
+            (place / name).unlink(missing_ok=True)
+        return (f"no comparison within the runtime: the model as it was has no {format} form ({error.message})",)
     return ()
 
 
@@ -95,8 +97,8 @@ def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], fo
     for name in state.files:
         shutil.copyfile(state.folder / name, place / name)
     inputs, outputs = _write_samples(trained, state, folder)
-    beside = [CHECK_FILE, EVAL_FILE, "reference/model.safetensors"]
-    beside += [str(REFERENCE)] if (folder / REFERENCE).is_file() else []
+    beside = [CHECK_FILE, EVAL_FILE, f"{REFERENCE}/{WEIGHTS_FILE}"]
+    beside += [name for name in reference_files(state.format) if (folder / name).is_file() and name not in beside]
     section = trained.job.compress
     page = Page(
         format=state.format,
@@ -112,7 +114,7 @@ def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], fo
         job=trained.job.model_dump(mode="json", include=_JOB_SECTIONS),
         job_digest=job_digest(trained.job),
         checkpoint=trained.checkpoint,
-        versions=_versions(),
+        versions=_versions(state.format),
         machine=_machine(),
         measure=section.measure.model_dump(mode="json"),
         limits=section.limits.model_dump(mode="json"),
@@ -151,9 +153,9 @@ def _signature(tensor: Tensor) -> dict[str, Any]:
     return {"shape": [None, *tensor.shape[1:]], "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
-def _versions() -> dict[str, str]:
+def _versions(format: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *runtime_of(format).packages):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -1,7 +1,8 @@
-"""What does a process take that answers one batch? `python -m orchestrator.compress.footprint KIND FOLDER STARTED`.
+"""What does a process take that answers one batch? Prints seconds until the first answer and the peak of its memory.
 
-KIND is eager, runtime or candidate; STARTED is the starter's monotonic clock. Prints seconds until the first answer and
-the peak of resident memory. A process each, so that nothing is counted for another.
+`python -m orchestrator.compress.footprint KIND FOLDER FORMAT STARTED`: KIND is eager, runtime (the model as it was, in
+FORMAT's runtime) or candidate; STARTED is the starter's monotonic clock. A process each, so that nothing is counted for
+another.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.compress.runtimes.base import Run
 
 _ROWS = 32
 
@@ -18,27 +23,28 @@ def main(arguments: list[str]) -> int:
     """Answer one batch and say what it took."""
     import numpy as np
 
-    kind, folder, started = arguments[0], Path(arguments[1]), float(arguments[2])
+    kind, folder, format, started = arguments[0], Path(arguments[1]), arguments[2], float(arguments[3])
     with np.load(folder.parent / "evaluation.npz", allow_pickle=False) as file:
         inputs = np.ascontiguousarray(file["inputs"][:_ROWS])
-    if kind == "eager":
-        from orchestrator.compress.manifest import read_page
-        from orchestrator.compress.timing import _eager
-
-        run = _eager(folder, read_page(folder))
-    else:
-        from orchestrator.compress.runtime import open_onnx
-
-        run = open_onnx(folder.parent / "reference" / "model.onnx" if kind == "runtime" else _candidate(folder))
+    run = _open(kind, folder, format)
     run(inputs)
     ready_s = time.monotonic() - started
     sys.stdout.write(json.dumps({"ready_s": ready_s, "peak_rss_bytes": peak_rss_bytes()}) + "\n")
     return 0
 
 
-def _candidate(folder: Path) -> Path:
-    """Return the artifact's file. Its page is not read: that is no part of deploying it."""
-    return next(path for name in ("model.onnx", "model.pack") if (path := folder / name).is_file())
+def _open(kind: str, folder: Path, format: str) -> Run:
+    """Return what shall answer. Of an artifact its page is not read: that is no part of deploying it."""
+    if kind == "eager":
+        from orchestrator.compress.manifest import read_page
+        from orchestrator.compress.timing import open_eager
+
+        return open_eager(folder, read_page(folder))
+    from orchestrator.compress.runtimes.base import REFERENCE, open_folder, runtime_of
+
+    if kind == "runtime":
+        return open_folder(folder.parent / REFERENCE, runtime_of(format).reference)
+    return open_folder(folder, format)
 
 
 def peak_rss_bytes() -> int:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from orchestrator.compress.base import ARTIFACT, EXPORTED, Change, Context, State
+from orchestrator.compress.formats import exported_as
 from orchestrator.errors import ExportError
+
+if TYPE_CHECKING:
+    from orchestrator.spec.job import JobSpec
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,14 @@ class Config:
 def flow(config: Config) -> tuple[str, str]:
     """Return what it takes and gives."""
     return EXPORTED, ARTIFACT
+
+
+def job_problems(config: Config, job: JobSpec) -> list[tuple[str, str, str]]:
+    """Return why the exported format cannot be packed, as (key, message, hint)."""
+    format = exported_as(job)
+    if format == "onnx":
+        return []
+    return [("", f"pack writes archives of onnx graphs, and export writes {format}", "export as onnx, or remove pack")]
 
 
 def build(config: Config) -> Pack:

@@ -1,21 +1,18 @@
-"""`use: quantise`: an exported ONNX graph with small integers in place of floats, through ONNX Runtime's own tools."""
+"""`use: quantise`: an exported model with small integers in place of floats, through the tools of its format."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.compress.base import ARTIFACT, EXPORTED, Change, Context, State
 from orchestrator.compress.finetune import Config as FinetuneConfig
 from orchestrator.compress.finetune import feature_problems, lessons_of, mixup_problems, train
 from orchestrator.compress.finetune import layout_problems as ranks_problems
-from orchestrator.compress.integers import prepare, to_dynamic, to_static, to_weights
+from orchestrator.compress.formats import FORMATS, exported_as, load, refusal
 from orchestrator.errors import ExportError
 
 if TYPE_CHECKING:
-    from orchestrator.compress.qat import Learnt
     from orchestrator.plan.compress import Widths
     from orchestrator.plan.layout import Layout
     from orchestrator.plan.shapes import DataShape
@@ -100,7 +97,12 @@ def plan_problems(config: Config, model: str, widths: Widths | None) -> list[Com
 
 
 def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
-    """Return why `qat` would undo a step before it, or a budget cannot be met, as (key, message, hint)."""
+    """Return why the format cannot be had so, `qat` would undo a step, or a budget cannot be met, as complaints."""
+    format = exported_as(job)
+    if config.scheme not in FORMATS[format].schemes:
+        return [("scheme", *refusal(format, config.scheme))]
+    if config.qat is not None and not FORMATS[format].qat:
+        return [("qat", f"training on the integers knows the grid of onnx, not that of {format}", "remove qat")]
     steps = {step.use for step in job.compress.steps}
     most = _MOST_CONV if job.model.use in _FLOAT_TARGETS else _MOST
     ratio = config.budget.size_ratio if config.budget is not None else None
@@ -136,40 +138,20 @@ def build(config: Config) -> Quantise:
 
 
 class Quantise:
-    """Writes a quantised `model.onnx`."""
+    """Makes the exported file's weights integers, as its format can."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def apply(self, state: State, context: Context) -> Change:
         """Return the finished file."""
+        found = FORMATS[state.format]
+        if self.config.scheme not in found.schemes:
+            message, hint = refusal(state.format, self.config.scheme)
+            raise ExportError(message, hint=hint)
         context.folder.mkdir(parents=True, exist_ok=True)
-        source, target = context.folder / "prepared.onnx", context.folder / "model.onnx"
-        facts: dict[str, Any] = {"scheme": self.config.scheme}
-        learnt = None
-        if self.config.qat is not None:
-            learnt, graph = self._learn(state, context, self.config.qat)
-            facts |= {"steps": learnt.done.steps, "final_loss": learnt.done.loss, "ranks": learnt.ranks}
-            state = replace(state, model=learnt.model, folder=graph.parent, files=(graph.name,))
-        prepare(state.file(), source)
-        scheme = self.config.scheme
-        try:
-            if scheme == "mixed":
-                facts["layers"] = self._mixed(source, target, state, context)
-            else:
-                self._whole(source, target, context, learnt)
-        except (ValueError, RuntimeError, KeyError) as error:  # what ONNX Runtime's tools raise for a graph
-            raise ExportError(f"ONNX Runtime cannot make {scheme} of this graph: {str(error)[:300]}") from error
-        source.unlink()
-        from orchestrator.compress.export import slim
-
-        slim(target)
-        after = State(ARTIFACT, state.model, folder=context.folder, files=("model.onnx",), format="onnx", scheme=scheme)
-        weights: Counter[int] = Counter()
-        for row in facts.get("layers", ()):
-            weights[row["bits"]] += row["weights"]
-        after = replace(after, weights=weights)
-        return Change(after, facts)
+        change: Change = load(found.quantiser)(state, context, self.config)
+        return change
 
     def control(self, state: State, context: Context) -> Change | None:
         """Return the state after the same training without any rounding; None without `qat`."""
@@ -178,46 +160,3 @@ class Quantise:
             return None
         lessons = lessons_of(asked.distill, context)
         return train(state, context, asked, lessons, steps=asked.steps)
-
-    def _learn(self, state: State, context: Context, asked: Qat) -> tuple[Learnt, Path]:
-        """Return what training on the integers made of the model, and its graph."""
-        import onnx
-
-        from orchestrator.compress.export import write_onnx
-        from orchestrator.compress.qat import learn
-
-        learnt = learn(state, context, self.config, asked)
-        opsets = {item.domain: item.version for item in onnx.load(str(state.file())).opset_import}
-        return learnt, write_onnx(learnt.model, context, context.folder / "trained", opsets[""])
-
-    def _whole(self, source: Path, target: Path, context: Context, learnt: Learnt | None) -> None:
-        """Quantise every layer alike."""
-        scheme, group = self.config.scheme, self.config.group
-        if scheme == "int8-static":
-            trained: dict[str, Any] = {}
-            if learnt is not None:
-                from orchestrator.compress.qat import overrides
-
-                trained = overrides(source, learnt)
-            to_static(source, target, context, algorithm=self.config.algorithm, trained=trained)
-        elif scheme == "int8-dynamic":
-            to_dynamic(source, target)
-        elif scheme == "int4-weight":
-            to_weights(source, target, 4, group, ("MatMul", "Gather"))
-        else:
-            to_weights(source, target, 8, group, ("MatMul",))
-            to_dynamic(target, target, ["Gather"])  # that quantiser does embeddings in 4 bits only
-
-    def _mixed(self, source: Path, target: Path, state: State, context: Context) -> list[dict[str, Any]]:
-        from torch import nn
-
-        from orchestrator.compress.artifact import safetensors_bytes
-        from orchestrator.compress.fold import fold_norms
-        from orchestrator.compress.mixed import quantise_mixed
-        from orchestrator.export.weights import plain_copy
-
-        model = state.model
-        if any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
-            model = plain_copy(model)
-            fold_norms(model, context.calibration()[0][:2])  # as `prepare` did: layers are found by their weights
-        return quantise_mixed(source, target, model, context, self.config, len(safetensors_bytes(context.teacher)))

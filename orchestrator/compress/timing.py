@@ -20,12 +20,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.compress.check import REFERENCE
 from orchestrator.compress.manifest import EVAL_FILE, Page, read_page
-from orchestrator.compress.runtime import open_onnx
+from orchestrator.compress.runtimes.base import REFERENCE, open_folder, open_reference
 
 if TYPE_CHECKING:
-    from orchestrator.compress.runtime import Array, Run
+    from orchestrator.compress.runtimes.base import Array, Run
 
 NOISY = "too noisy, no figure"
 DISTURBED = "no figure: eager PyTorch is far slower than with one thread, so another process takes its cores"
@@ -45,19 +44,19 @@ def time_all(folder: Path) -> list[dict[str, Any]]:
     from orchestrator.plan.available import Available
 
     page = read_page(folder)
-    eager = _eager(folder, page)
+    eager = open_eager(folder, page)
     cores = int(Available.local().num_cpus)
     rows: list[dict[str, Any]] = []
     for threads in page.measure["threads"]:
         if threads > max(1, cores):
             continue
         torch.set_num_threads(threads)
-        (name, entry), *_ = page.needed.items()
         runs: dict[str, Run] = {"eager": eager}
-        if str(REFERENCE) in page.beside:
-            runs["runtime"] = open_onnx(folder.parent / REFERENCE, threads)
-        runs["candidate"] = open_onnx(folder / name, threads, sha256=entry.sha256)
-        runs["again"] = open_onnx(folder / name, threads, sha256=entry.sha256)
+        before = open_reference(folder, page, threads)
+        if before is not None:
+            runs["runtime"] = before
+        for name in ("candidate", "again"):
+            runs[name] = open_folder(folder, page.format, page.needed, threads)
         for batch in page.measure["batch"]:
             inputs = _inputs(folder, batch)
             limit_s = MAX_SLOWDOWN * _alone(eager, inputs, threads) if threads > 1 else None
@@ -77,14 +76,15 @@ def settle(measure: Callable[[], dict[str, Any]], attempts: int = ATTEMPTS) -> d
     return found
 
 
-def _eager(folder: Path, page: Page) -> Run:
+def open_eager(folder: Path, page: Page) -> Run:
+    """Return the fp32 model as it was in eager PyTorch, as a function of a batch."""
     import torch
     from safetensors.torch import load_file
 
     from orchestrator.export.restore import restore_model
     from orchestrator.spec.base import Use
 
-    weights = load_file(str(folder.parent / "reference" / "model.safetensors"))
+    weights = load_file(str(folder.parent / REFERENCE / "model.safetensors"))
     model = restore_model(Use.model_validate(page.job["model"]), weights)
 
     def run(inputs_B: Array) -> Array:

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator.compress.check import REFERENCE
+from orchestrator.compress.manifest import read_page
+from orchestrator.compress.runtimes.base import reference_files
 from orchestrator.environment import rank_environment
 from orchestrator.errors import ExportError
 
@@ -35,9 +36,11 @@ def time_artifact(folder: Path) -> list[dict[str, Any]]:
 def weigh_processes(folder: Path) -> dict[str, dict[str, float]]:
     """Return seconds to the first answer (the better of two starts) and peak memory, for each kind of process."""
     found: dict[str, dict[str, float]] = {}
-    kinds = ["eager", *(["runtime"] if (folder.parent / REFERENCE).is_file() else []), "candidate"]
+    page = read_page(folder)
+    compared = any(name in page.beside for name in reference_files(page.format))
+    kinds = ["eager", *(["runtime"] if compared else []), "candidate"]
     for kind in kinds:
-        starts = [_ask("footprint", [kind, str(folder), str(time.monotonic())]) for _ in range(_STARTS)]
+        starts = [_ask("footprint", [kind, str(folder), page.format, str(time.monotonic())]) for _ in range(_STARTS)]
         found[kind] = {name: min(start[name] for start in starts) for name in starts[0]}
     return found
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.compress.manifest import CHECK_FILE, Page, check_files, read_page
-from orchestrator.compress.runtime import graph_bytes
+from orchestrator.compress.runtimes.base import read_files
+from orchestrator.compress.runtimes.pack import restore
 from orchestrator.errors import ExportError
 
 EXAMPLE_ROWS = 2
@@ -35,12 +36,14 @@ def pack_onnx(folder: Path, scratch: Path, *, run_id: str = "", model_id: str = 
     from mlflow.types import Schema, TensorSpec
 
     page, packed = open_artifact(folder), scratch / "model"
-    (name, entry), *_ = page.needed.items()
+    contents = read_files(folder, page.needed)
+    (graph,) = (restore(contents) if page.format == "pack" else contents).values()
+    (entry,) = page.needed.values()
     with numpy.load(folder.parent / CHECK_FILE, allow_pickle=False) as file:
         example = file["inputs"][:EXAMPLE_ROWS]
     specs = [TensorSpec(numpy.dtype(side["dtype"]), _sizes(side)) for side in (page.inputs, page.outputs)]
     mlflow.onnx.save_model(
-        onnx.load_from_string(graph_bytes(folder / name, entry.sha256)),
+        onnx.load_from_string(graph),
         str(packed),
         signature=ModelSignature(inputs=Schema([specs[0]]), outputs=Schema([specs[1]])),
         input_example=example,

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.compress.check import check
 from orchestrator.compress.mixed import Layer, allocate
 from orchestrator.compress.pipeline import compress
 from orchestrator.compress.quantise import Budget, Config
 from orchestrator.compress.report import as_json, table
+from orchestrator.compress.verify import check_artifact
 from orchestrator.errors import ExportError, PlanError
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
@@ -69,7 +69,7 @@ def test_a_network_of_convolutions_keeps_its_budget_and_the_file_what_the_table_
     place = tmp_path / "compress" / "artifact"
     rewrite(place, weights={"8": eight + 1000, "32": 0})
     with pytest.raises(ExportError, match="mixed precision in name only"):
-        check(place)
+        check_artifact(place)
 
 
 def test_a_budget_that_no_choice_of_bits_meets_is_refused_before_anything_trains() -> None:

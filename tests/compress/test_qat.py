@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from orchestrator.compress.artifact import as_function
 from orchestrator.compress.base import Context, State
 from orchestrator.compress.export import Config as ExportConfig
 from orchestrator.compress.export import Export
@@ -19,7 +20,6 @@ from orchestrator.compress.fakequant import FakeConv2d, FakeLinear, Grid, Range,
 from orchestrator.compress.pipeline import Trained, compress
 from orchestrator.compress.qat import learn, put_on_grids
 from orchestrator.compress.quantise import Config, Qat, Quantise
-from orchestrator.compress.runtime import open_onnx
 from orchestrator.errors import PlanError
 from orchestrator.export.weights import plain_copy, state_tensors
 from orchestrator.plan.available import Available
@@ -115,7 +115,7 @@ def test_the_file_is_as_accurate_as_the_model_that_was_trained_on_its_integers(
         if name in learnt.ranges:
             wear(layer, Grid(8), learnt.ranges[name])
     inputs, targets = trained.data.splits["test"].batch(torch.arange(len(trained.data.splits["test"])))
-    mine, file = rounded(inputs), torch.from_numpy(open_onnx(after.file())(inputs.numpy()))
+    mine, file = rounded(inputs), as_function(after)(inputs)
     accuracy = [float((outputs.argmax(1) == targets).float().mean()) for outputs in (mine, file)]
     assert abs(accuracy[0] - accuracy[1]) < 0.005
     assert float((mine - file).norm() / mine.norm()) < 0.03

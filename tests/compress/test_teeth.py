@@ -14,9 +14,9 @@ import torch
 from torch.nn.utils import prune
 
 from orchestrator.compress.base import Context
-from orchestrator.compress.export import write_onnx
 from orchestrator.compress.pipeline import Outcome, Trained, compress
 from orchestrator.compress.verify import _ask, check_artifact
+from orchestrator.compress.writers.onnx import write_onnx
 from orchestrator.data.dataset import TensorSplit
 from orchestrator.errors import ExportError
 
@@ -111,9 +111,10 @@ def test_a_file_that_needs_its_training_code_fails(trained: Trained, copied: Pat
 
 
 def test_the_judging_process_cannot_import_the_training_code(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.compress import check
+    from orchestrator.compress.check import ALWAYS_REFUSED
+    from orchestrator.compress.runtimes.onnx import RUNTIME
 
-    assert {"torch", "orchestrator.models", "orchestrator.train"} <= set(check.REFUSED)
+    assert {"torch", "orchestrator.models", "orchestrator.train"} <= {*ALWAYS_REFUSED, *RUNTIME.refused}
 
 
 def test_calibration_on_zeros_fails(trained: Trained, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.compress.artifact import size_of
+from orchestrator.compress.artifact import as_function, size_of
 from orchestrator.compress.base import Context, State
 from orchestrator.compress.export import Config as ExportConfig
 from orchestrator.compress.export import Export
@@ -19,7 +19,6 @@ from orchestrator.compress.prune import Prune
 from orchestrator.compress.quantise import Config as QuantiseConfig
 from orchestrator.compress.quantise import Quantise
 from orchestrator.compress.recover import recover
-from orchestrator.compress.runtime import open_onnx
 from orchestrator.compress.share import Config, Share
 from orchestrator.compress.structure import _replace
 from orchestrator.errors import ExportError, PlanError
@@ -82,7 +81,7 @@ def test_the_file_holds_tied_blocks_once_and_answers_as_the_model(trained: Train
     )
     assert size_of(wide) - size_of(narrow) > 1.9 * own, "two of five blocks are gone"
     inputs, _ = context.calibration()
-    found = torch.from_numpy(open_onnx(narrow.file())(inputs.numpy()))
+    found = as_function(narrow)(inputs)
     torch.testing.assert_close(found, state.model(inputs), rtol=1e-4, atol=1e-4)
 
 

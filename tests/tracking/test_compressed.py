@@ -12,7 +12,7 @@ import numpy
 import pytest
 
 from orchestrator.compress.pipeline import Outcome, Trained, compress
-from orchestrator.compress.runtime import graph_bytes
+from orchestrator.compress.runtimes.base import open_folder
 from orchestrator.compress.stage import model_record
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.spool import SpoolWriter
@@ -67,7 +67,6 @@ def test_the_compressed_model_is_registered_beside_its_parent(
 
 
 def _predicts_as_the_file(run: RunDir, outcome: Outcome) -> None:
-    import onnxruntime
 
     inputs = numpy.random.default_rng(0).random((7, 1, 8, 8)).astype("float32")
     numpy.save(run.path / "in.npy", inputs)
@@ -83,8 +82,8 @@ def _predicts_as_the_file(run: RunDir, outcome: Outcome) -> None:
     environment = dict(os.environ, MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false")
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=run.path, env=environment)
     (file,) = (path for path in (outcome.folder / "artifact").iterdir() if path.stem == "model")
-    session = onnxruntime.InferenceSession(graph_bytes(file))
-    assert numpy.allclose(numpy.load(run.path / "out.npy"), session.run(None, {"inputs": inputs})[0], atol=1e-5)
+    found = open_folder(file.parent, file.suffix[1:], [file.name])(inputs)
+    assert numpy.allclose(numpy.load(run.path / "out.npy"), found, atol=1e-5)
 
 
 def test_an_artifact_that_was_altered_is_not_registered(

@@ -1,0 +1,78 @@
+"""The formats that `export` knows: who writes a file, who makes its weights integers, what it runs in. No torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.spec.job import JobSpec
+
+Complaint = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Format:
+    """Where the code of a format is (`module:name`, loaded when it is needed), and what it can do."""
+
+    runtime: str
+    writer: str = ""
+    quantiser: str = ""
+    """A function of (state, context, config of `quantise`) that returns a Change; empty: there is none."""
+    schemes: tuple[str, ...] = ()
+    """Schemes of `quantise` that the format can be in."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Why another scheme cannot be had, by scheme; `` for all others."""
+    qat: bool = False
+    modules: tuple[str, ...] = ()
+    """What must be importable to write it."""
+    extra: str = ""
+    """The optional dependencies that bring those: `pip install "orchestrator[EXTRA]"`."""
+
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format(
+        runtime="orchestrator.compress.runtimes.onnx:RUNTIME",
+        writer="orchestrator.compress.writers.onnx:write",
+        quantiser="orchestrator.compress.writers.onnx_integers:quantise",
+        schemes=("int8-static", "int8-dynamic", "int8-weight", "int4-weight", "mixed"),
+        qat=True,
+        modules=("onnx", "onnxscript", "onnxruntime"),
+        extra="compress",
+    ),
+    "pack": Format(runtime="orchestrator.compress.runtimes.pack:RUNTIME"),
+}
+
+
+def load(place: str) -> Any:
+    """Return what `module:name` names."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def refusal(format: str, scheme: str) -> tuple[str, str]:
+    """Return why a format cannot be in a scheme of `quantise`, and what to write instead."""
+    found = FORMATS[format]
+    why = found.refusals.get(scheme) or found.refusals.get("") or "its tools have no such scheme"
+    able = [name for name, other in FORMATS.items() if scheme in other.schemes]
+    others = f"; {scheme} can be had as {' or '.join(able)}" if able else ""
+    hint = f"write {' or '.join(found.schemes)}{others}" if found.schemes else f"remove quantise{others}"
+    return f"{format} cannot be made {scheme}: {why}", hint
+
+
+def exported_as(job: JobSpec) -> str:
+    """Return the format of a job's `export` step; onnx where there is none."""
+    steps = [step for step in job.compress.steps if step.use == "export"]
+    return str(steps[-1].options.get("format", "onnx")) if steps else "onnx"
+
+
+def missing(format: str, key: str) -> list[Complaint]:
+    """Return what must be installed for a format and is not, as (key, message, hint)."""
+    lacking = [name for name in FORMATS[format].modules if find_spec(name) is None]
+    if not lacking:
+        return []
+    hint = f'pip install "orchestrator[{FORMATS[format].extra}]"'
+    return [(key, f"{format} needs {', '.join(lacking)}, which is not installed", hint)]
