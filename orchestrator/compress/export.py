@@ -17,9 +17,12 @@ Complaint = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Config:
-    """`onnx`: for ONNX Runtime, which needs neither torch nor the training code. `opset` is of onnx only."""
+    """`onnx`: for ONNX Runtime, which needs neither torch nor the training code. `opset` is of onnx only.
 
-    format: Literal["onnx"] = "onnx"
+    `program`: a `torch.export` program for torch, which needs no training code; fp32 only.
+    """
+
+    format: Literal["onnx", "program"] = "onnx"
     opset: int | None = None
 
     def __post_init__(self) -> None:

@@ -43,6 +43,11 @@ FORMATS: dict[str, Format] = {
         modules=("onnx", "onnxscript", "onnxruntime"),
         extra="compress",
     ),
+    "program": Format(
+        runtime="orchestrator.compress.runtimes.program:RUNTIME",
+        writer="orchestrator.compress.writers.program:write",
+        refusals={"": "a program with integers runs at 0.2 to 0.56 x the speed of fp32 in eager PyTorch (measured)"},
+    ),
     "pack": Format(runtime="orchestrator.compress.runtimes.pack:RUNTIME"),
 }
 
