@@ -85,7 +85,7 @@ def _tensors(program: ExportedProgram) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of a program; one that has several names comes once."""
     import torch
 
-    seen: set[tuple[int, int, tuple[int, ...]]] = set()
+    seen: set[tuple[Any, ...]] = set()
     for name, value in (*program.state_dict.items(), *program.constants.items()):
         if not isinstance(value, torch.Tensor):
             continue
