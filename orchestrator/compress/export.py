@@ -17,9 +17,12 @@ Complaint = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Config:
-    """`onnx`: for ONNX Runtime, which needs neither torch nor the training code. `opset` is of onnx only."""
+    """`onnx`: for ONNX Runtime; `openvino`: for OpenVINO. Neither needs torch or the training code.
 
-    format: Literal["onnx"] = "onnx"
+    `opset` is of onnx only.
+    """
+
+    format: Literal["onnx", "openvino"] = "onnx"
     opset: int | None = None
 
     def __post_init__(self) -> None:
