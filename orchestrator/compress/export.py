@@ -17,12 +17,12 @@ Complaint = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Config:
-    """`onnx`: for ONNX Runtime, which needs neither torch nor the training code. `opset` is of onnx only.
+    """`onnx`: for ONNX Runtime; `openvino`: for OpenVINO. Neither needs torch or the training code.
 
-    `program`: a `torch.export` program for torch, which needs no training code; fp32 only.
+    `program`: a `torch.export` program for torch, which needs no training code; fp32 only. `opset` is of onnx only.
     """
 
-    format: Literal["onnx", "program"] = "onnx"
+    format: Literal["onnx", "openvino", "program"] = "onnx"
     opset: int | None = None
 
     def __post_init__(self) -> None:

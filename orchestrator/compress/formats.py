@@ -43,6 +43,18 @@ FORMATS: dict[str, Format] = {
         modules=("onnx", "onnxscript", "onnxruntime"),
         extra="compress",
     ),
+    "openvino": Format(
+        runtime="orchestrator.compress.runtimes.openvino:RUNTIME",
+        writer="orchestrator.compress.writers.openvino:write",
+        quantiser="orchestrator.compress.writers.openvino_integers:quantise",
+        schemes=("int8-static", "int8-weight", "int4-weight"),
+        refusals={
+            "int8-dynamic": "OpenVINO rounds the inputs of int8-weight layers as they come by itself: write that",
+            "mixed": "NNCF gives no measured sensitivities",
+        },
+        modules=("onnx", "onnxscript", "openvino", "nncf"),
+        extra="openvino",
+    ),
     "program": Format(
         runtime="orchestrator.compress.runtimes.program:RUNTIME",
         writer="orchestrator.compress.writers.program:write",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.compress.manifest import read_page
 from orchestrator.compress.pipeline import Outcome, Trained, compress
 from orchestrator.compress.report import as_json, metrics, table
 from orchestrator.errors import ExportError, JobFileError, NotAbleError, OrchestratorError, PlanError
@@ -144,7 +145,7 @@ def model_record(outcome: Outcome, trained: Trained) -> dict[str, Any]:
     steps = " -> ".join(step.use for step in outcome.steps)
     return {
         "path": str(outcome.folder / "artifact"),
-        "flavour": "onnx",
+        "flavour": read_page(outcome.folder / "artifact").format,
         "alias": "compressed",
         "step": trained.step,
         "metrics": metrics(outcome),
