@@ -19,10 +19,11 @@ Complaint = tuple[str, str, str]
 class Config:
     """`onnx`: for ONNX Runtime; `openvino`: for OpenVINO. Neither needs torch or the training code.
 
-    `program`: a `torch.export` program for torch, which needs no training code; fp32 only. `opset` is of onnx only.
+    `program`: a `torch.export` program for torch, which needs no training code; fp32 only. `aoti`: compiled for the
+    kind of processor at hand by AOTInductor, run by torch. `opset` is of onnx only.
     """
 
-    format: Literal["onnx", "openvino", "program"] = "onnx"
+    format: Literal["onnx", "openvino", "program", "aoti"] = "onnx"
     opset: int | None = None
 
     def __post_init__(self) -> None:

@@ -29,6 +29,12 @@ class Format:
     qat: bool = False
     modules: tuple[str, ...] = ()
     """What must be importable to write it."""
+    integer_modules: tuple[str, ...] = ()
+    """What must be importable, too, for its weights to become integers."""
+    tools: str = ""
+    """A function that returns what else is needed and lacking, as (message, hint); empty: nothing is."""
+    algorithms: tuple[str, ...] = ()
+    """How ranges can be chosen; empty: in any way that `quantise` knows for the scheme."""
     extra: str = ""
     """The optional dependencies that bring those: `pip install "orchestrator[EXTRA]"`."""
 
@@ -60,6 +66,20 @@ FORMATS: dict[str, Format] = {
         writer="orchestrator.compress.writers.program:write",
         refusals={"": "a program with integers runs at 0.2 to 0.56 x the speed of fp32 in eager PyTorch (measured)"},
     ),
+    "aoti": Format(
+        runtime="orchestrator.compress.runtimes.aoti:RUNTIME",
+        writer="orchestrator.compress.writers.aoti:write",
+        quantiser="orchestrator.compress.writers.aoti:quantise",
+        schemes=("int8-static", "int8-dynamic"),
+        refusals={
+            "int8-weight": "freezing turns the integers back into floats, and the file grows (36 to 86 MB, measured)",
+            "int4-weight": "torch has no kernel for 4-bit weights that its compiler uses on a processor",
+        },
+        algorithms=("minmax",),
+        integer_modules=("torchao",),
+        tools="orchestrator.compress.processor:compiler_problems",
+        extra="aoti",
+    ),
     "pack": Format(runtime="orchestrator.compress.runtimes.pack:RUNTIME"),
 }
 
@@ -86,10 +106,15 @@ def exported_as(job: JobSpec) -> str:
     return str(steps[-1].options.get("format", "onnx")) if steps else "onnx"
 
 
-def missing(format: str, key: str) -> list[Complaint]:
-    """Return what must be installed for a format and is not, as (key, message, hint)."""
-    lacking = [name for name in FORMATS[format].modules if find_spec(name) is None]
-    if not lacking:
-        return []
-    hint = f'pip install "orchestrator[{FORMATS[format].extra}]"'
-    return [(key, f"{format} needs {', '.join(lacking)}, which is not installed", hint)]
+def missing(format: str, key: str, *, integers: bool = False) -> list[Complaint]:
+    """Return what must be installed for a format (or for `integers` in it) and is not, as (key, message, hint)."""
+    found = FORMATS[format]
+    complaints: list[Complaint] = []
+    lacking = [name for name in (found.integer_modules if integers else found.modules) if find_spec(name) is None]
+    if lacking:
+        what = f"integers in {format} need" if integers else f"{format} needs"
+        hint = f'pip install "orchestrator[{found.extra}]"'
+        complaints.append((key, f"{what} {', '.join(lacking)}, which is not installed", hint))
+    if found.tools and not integers:
+        complaints += [(key, f"{format}: {message}", hint) for message, hint in load(found.tools)()]
+    return complaints

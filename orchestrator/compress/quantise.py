@@ -9,7 +9,7 @@ from orchestrator.compress.base import ARTIFACT, EXPORTED, Change, Context, Stat
 from orchestrator.compress.finetune import Config as FinetuneConfig
 from orchestrator.compress.finetune import feature_problems, lessons_of, mixup_problems, train
 from orchestrator.compress.finetune import layout_problems as ranks_problems
-from orchestrator.compress.formats import FORMATS, exported_as, load, refusal
+from orchestrator.compress.formats import FORMATS, exported_as, load, missing, refusal
 from orchestrator.errors import ExportError
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ class Config:
     `qat` trains the exported model on the very integers first, and exports it again.
     """
 
-    scheme: Literal["int8-static", "int8-dynamic", "int8-weight", "int4-weight", "mixed"] = "int8-static"
+    scheme: Literal["int8-static", "int8-dynamic", "int8-weight", "int4-weight", "mixed", "float8", "2:4"] = (
+        "int8-static"
+    )
     target: Literal["cpu"] = "cpu"
     algorithm: Literal["minmax", "entropy", "percentile"] = "minmax"
     group: int = 32
@@ -103,6 +105,13 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
         return [("scheme", *refusal(format, config.scheme))]
     if config.qat is not None and not FORMATS[format].qat:
         return [("qat", f"training on the integers knows the grid of onnx, not that of {format}", "remove qat")]
+    algorithms = FORMATS[format].algorithms
+    if algorithms and config.algorithm not in algorithms:
+        able = " or ".join(algorithms)
+        return [("algorithm", f"{format} has no {config.algorithm}", f"write {able}, or export as onnx")]
+    lacking = missing(format, "scheme", integers=True)
+    if lacking:
+        return lacking
     steps = {step.use for step in job.compress.steps}
     most = _MOST_CONV if job.model.use in _FLOAT_TARGETS else _MOST
     ratio = config.budget.size_ratio if config.budget is not None else None

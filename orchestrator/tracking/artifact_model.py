@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 EXAMPLE_ROWS = 2
-SERVED: Mapping[str, tuple[str, ...]] = {"openvino": ("openvino", "numpy"), "program": ("torch", "numpy")}
+SERVED: Mapping[str, tuple[str, ...]] = {
+    "openvino": ("openvino", "numpy"),
+    "program": ("torch", "numpy"),
+    "aoti": ("torch", "numpy"),
+}
 """Formats that `served/FORMAT.py` serves, and the distributions that it takes, in the versions of the page."""
 _PACKERS: Mapping[str, Callable[..., Path]] = {"onnx": pack_onnx, "pack": pack_onnx}
 

@@ -36,15 +36,24 @@ ARCHIVE = (
 )
 OPENVINO = ({"use": "export", "format": "openvino"}, {"use": "quantise"})
 PROGRAM = (*STEPS[:2], {"use": "export", "format": "program"})
-IN_TORCH = ("program",)
-KINDS = [STEPS, OPENVINO, pytest.param(PROGRAM, marks=pytest.mark.slow), pytest.param(ARCHIVE, marks=pytest.mark.slow)]
+AOTI = ({"use": "export", "format": "aoti"}, {"use": "quantise"})
+IN_TORCH = ("program", "aoti")
+WIDE = {"use": "resnet", "channels": [32, 64, 128], "depths": [1, 1, 1]}
+KINDS = [
+    STEPS,
+    OPENVINO,
+    *(pytest.param(steps, marks=pytest.mark.slow) for steps in (PROGRAM, AOTI)),
+    pytest.param(ARCHIVE, marks=pytest.mark.slow),
+]
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=["int8", "openvino", "program", "archive"])
+@pytest.fixture(scope="module", params=KINDS, ids=["int8", "openvino", "program", "aoti", "archive"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Outcome]:
-    if request.param is OPENVINO:
-        pytest.importorskip("nncf")
-    trained = make_trained(make_job(RESNET, request.param))
+    for steps, module in ((OPENVINO, "nncf"), (AOTI, "torchao")):
+        if request.param is steps:
+            pytest.importorskip(module)
+    model = WIDE if request.param is AOTI else RESNET  # code takes more bytes than the smaller one's weights
+    trained = make_trained(make_job(model, request.param))
     outcome = compress(trained, tmp_path_factory.mktemp("made") / "compress")
     assert outcome.ok, outcome.error
     return trained, outcome

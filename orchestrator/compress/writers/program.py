@@ -64,6 +64,7 @@ def lean(program: ExportedProgram) -> ExportedProgram:
         {name: value for name, value in program.state_dict.items() if name not in dead},
         program.range_constraints,
         copy.deepcopy(program.module_call_graph),
+        program.example_inputs,
         constants={name: value for name, value in program.constants.items() if name not in dead},
         verifiers=program.verifiers,
     )
