@@ -27,6 +27,10 @@ class Format:
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Why another scheme cannot be had, by scheme; `` for all others."""
     qat: bool = False
+    algorithms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By scheme, the values of `quantise`'s `algorithm` that it can be told beside the default."""
+    grouped: tuple[str, ...] = ()
+    """Schemes with a scale for each `group` of inputs; the others have one for each output."""
     modules: tuple[str, ...] = ()
     """What must be importable to write it."""
     extra: str = ""
@@ -40,6 +44,8 @@ FORMATS: dict[str, Format] = {
         quantiser="orchestrator.compress.writers.onnx_integers:quantise",
         schemes=("int8-static", "int8-dynamic", "int8-weight", "int4-weight", "mixed"),
         qat=True,
+        algorithms={"int8-static": ("entropy", "percentile"), "mixed": ("entropy", "percentile")},
+        grouped=("int8-weight", "int4-weight", "mixed"),
         modules=("onnx", "onnxscript", "onnxruntime"),
         extra="compress",
     ),
@@ -52,6 +58,8 @@ FORMATS: dict[str, Format] = {
             "int8-dynamic": "OpenVINO rounds the inputs of int8-weight layers as they come by itself: write that",
             "mixed": "NNCF gives no measured sensitivities",
         },
+        algorithms={"int4-weight": ("gptq", "awq", "scale")},
+        grouped=("int4-weight",),
         modules=("onnx", "onnxscript", "openvino", "nncf"),
         extra="openvino",
     ),
