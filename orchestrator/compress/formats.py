@@ -27,14 +27,16 @@ class Format:
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Why another scheme cannot be had, by scheme; `` for all others."""
     qat: bool = False
+    algorithms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By scheme, the values of `quantise`'s `algorithm` that it can be told beside the default."""
+    grouped: tuple[str, ...] = ()
+    """Schemes with a scale for each `group` of inputs; the others have one for each output."""
     modules: tuple[str, ...] = ()
     """What must be importable to write it."""
     integer_modules: tuple[str, ...] = ()
     """What must be importable, too, for its weights to become integers."""
     tools: str = ""
     """A function that returns what else is needed and lacking, as (message, hint); empty: nothing is."""
-    algorithms: tuple[str, ...] = ()
-    """How ranges can be chosen; empty: in any way that `quantise` knows for the scheme."""
     extra: str = ""
     """The optional dependencies that bring those: `pip install "orchestrator[EXTRA]"`."""
 
@@ -46,6 +48,8 @@ FORMATS: dict[str, Format] = {
         quantiser="orchestrator.compress.writers.onnx_integers:quantise",
         schemes=("int8-static", "int8-dynamic", "int8-weight", "int4-weight", "mixed"),
         qat=True,
+        algorithms={"int8-static": ("entropy", "percentile"), "mixed": ("entropy", "percentile")},
+        grouped=("int8-weight", "int4-weight", "mixed"),
         modules=("onnx", "onnxscript", "onnxruntime"),
         extra="compress",
     ),
@@ -58,6 +62,8 @@ FORMATS: dict[str, Format] = {
             "int8-dynamic": "OpenVINO rounds the inputs of int8-weight layers as they come by itself: write that",
             "mixed": "NNCF gives no measured sensitivities",
         },
+        algorithms={"int4-weight": ("gptq", "awq", "scale")},
+        grouped=("int4-weight",),
         modules=("onnx", "onnxscript", "openvino", "nncf"),
         extra="openvino",
     ),
@@ -75,13 +81,27 @@ FORMATS: dict[str, Format] = {
             "int8-weight": "freezing turns the integers back into floats, and the file grows (36 to 86 MB, measured)",
             "int4-weight": "torch has no kernel for 4-bit weights that its compiler uses on a processor",
         },
-        algorithms=("minmax",),
         integer_modules=("torchao",),
         tools="orchestrator.compress.processor:compiler_problems",
         extra="aoti",
     ),
     "pack": Format(runtime="orchestrator.compress.runtimes.pack:RUNTIME"),
 }
+
+
+ELSEWHERE: Mapping[str, tuple[str, str]] = {
+    "float8": (
+        "processors do not multiply in float8, and files are verified on one: it takes an NVIDIA GPU of compute "
+        "capability 8.9 or more (Ada, Hopper), with torchao's float8 kernels or a TensorRT engine",
+        "write int8-static, or int8-dynamic for linear layers; to train in float8: train.float8",
+    ),
+    "2:4": (
+        "processors have no kernels that skip two of four weights, so the zeros would be multiplied like any number: it "
+        "takes an NVIDIA GPU from Ampere on (compute capability 8.0), with torchao's semi-structured kernels or TensorRT",
+        "write int8-static; to have the zeros: `prune` with kind: 2:4, and `pack`, which makes the file smaller by them",
+    ),
+}
+"""Schemes that no format here can be in, why, and what to write instead."""
 
 
 def load(place: str) -> Any:
@@ -92,6 +112,9 @@ def load(place: str) -> Any:
 
 def refusal(format: str, scheme: str) -> tuple[str, str]:
     """Return why a format cannot be in a scheme of `quantise`, and what to write instead."""
+    if scheme in ELSEWHERE:
+        why, hint = ELSEWHERE[scheme]
+        return f"{scheme} has no place in {format}: {why}", hint
     found = FORMATS[format]
     why = found.refusals.get(scheme) or found.refusals.get("") or "its tools have no such scheme"
     able = [name for name, other in FORMATS.items() if scheme in other.schemes]

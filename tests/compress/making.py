@@ -61,11 +61,13 @@ def context_of(trained: Trained, folder: Path) -> Context:
     return Context(trained.job, trained.plan, trained.data, trained.model, folder, trained.dtype)
 
 
-def lay_out(trained: Trained, file: Path, folder: Path, model: nn.Module, scheme: str, *, format: str = "onnx") -> Path:
-    """Return an artifact folder around any file, as the pipeline would leave it before the check."""
+def lay_out(trained: Trained, file: Path, folder: Path, model: nn.Module, scheme: str, format: str = "onnx") -> Path:
+    """Return an artifact folder around any file (and those of its format beside it), as the pipeline would leave it
+    before the check."""
     folder.mkdir(parents=True)
     artifact.write_reference(trained, context_of(trained, folder / "0"), folder)
-    state = State("artifact", model, folder=file.parent, files=(file.name,), format=format, scheme=scheme)
+    files = (file.name,) if format == "onnx" else runtime_of(format).files
+    state = State("artifact", model, folder=file.parent, files=files, format=format, scheme=scheme)
     artifact.write_artifact(trained, state, (), folder)
     return folder / "artifact"
 

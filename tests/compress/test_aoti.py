@@ -126,7 +126,7 @@ def test_integers_that_bring_nothing_are_refused(scheme: str, why: str) -> None:
 
 def test_other_ways_to_choose_ranges_are_refused() -> None:
     text = said(job_of([AOTI, {"use": "quantise", "algorithm": "entropy"}]))
-    assert "aoti has no entropy [write minmax, or export as onnx]" in text
+    assert "the tools of aoti have no entropy for int8-static [write minmax]" in text
 
 
 def test_no_compiler_is_said_when_the_job_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
