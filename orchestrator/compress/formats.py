@@ -37,6 +37,8 @@ class Format:
     """What must be importable, too, for its weights to become integers."""
     tools: str = ""
     """A function that returns what else is needed and lacking, as (message, hint); empty: nothing is."""
+    note: str = ""
+    """What the report says of every file in it."""
     extra: str = ""
     """The optional dependencies that bring those: `pip install "orchestrator[EXTRA]"`."""
 
@@ -85,21 +87,27 @@ FORMATS: dict[str, Format] = {
         tools="orchestrator.compress.processor:compiler_problems",
         extra="aoti",
     ),
+    "safetensors": Format(
+        runtime="orchestrator.compress.runtimes.safetensors:RUNTIME",
+        writer="orchestrator.compress.writers.safetensors:write",
+        refusals={"": "it holds weights alone, and the model's own code multiplies floats"},
+        note="safetensors needs the model's code to run: it is NOT A DEPLOYMENT FORMAT",
+    ),
     "pack": Format(runtime="orchestrator.compress.runtimes.pack:RUNTIME"),
 }
 
 
+_FLOAT8 = (
+    "processors do not multiply in float8, and files are verified on one: it takes an NVIDIA GPU of compute "
+    "capability 8.9 or more (Ada, Hopper), with torchao's float8 kernels or a TensorRT engine"
+)
+_SPARSE = (
+    "processors have no kernels that skip two of four weights, so zeros are multiplied like any number: it takes an "
+    "NVIDIA GPU from Ampere on (compute capability 8.0), with torchao's semi-structured kernels or a TensorRT engine"
+)
 ELSEWHERE: Mapping[str, tuple[str, str]] = {
-    "float8": (
-        "processors do not multiply in float8, and files are verified on one: it takes an NVIDIA GPU of compute "
-        "capability 8.9 or more (Ada, Hopper), with torchao's float8 kernels or a TensorRT engine",
-        "write int8-static, or int8-dynamic for linear layers; to train in float8: train.float8",
-    ),
-    "2:4": (
-        "processors have no kernels that skip two of four weights, so the zeros would be multiplied like any number: it "
-        "takes an NVIDIA GPU from Ampere on (compute capability 8.0), with torchao's semi-structured kernels or TensorRT",
-        "write int8-static; to have the zeros: `prune` with kind: 2:4, and `pack`, which makes the file smaller by them",
-    ),
+    "float8": (_FLOAT8, "write int8-static, or int8-dynamic for linear layers; to train in float8: train.float8"),
+    "2:4": (_SPARSE, "write int8-static; for a smaller file by the zeros: `prune` with kind: 2:4, and `pack`"),
 }
 """Schemes that no format here can be in, why, and what to write instead."""
 

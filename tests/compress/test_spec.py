@@ -131,7 +131,11 @@ def test_problems_of_steps_have_lines(tmp_path: Path) -> None:
     ("scheme", "why", "instead"),
     [
         ("float8", "it takes an NVIDIA GPU of compute capability 8.9", "write int8-static, or int8-dynamic"),
-        ("2:4", "it takes an NVIDIA GPU from Ampere on", "`prune` with kind: 2:4, and `pack`"),
+        (
+            "2:4",
+            "it takes an NVIDIA GPU from Ampere on",
+            "for a smaller file by the zeros: `prune` with kind: 2:4, and `pack`",
+        ),
     ],
 )
 def test_schemes_of_gpus_are_known_and_refused(format: str, scheme: str, why: str, instead: str) -> None:

@@ -39,6 +39,7 @@ class Aoti:
 
     files: tuple[str, ...] = (FILE,)
     reference = "aoti"
+    code: tuple[str, ...] = ()
     refused: tuple[str, ...] = ("torchao", "torchvision", "onnx", "onnxruntime")
     packages: tuple[str, ...] = ("torch", "torchao")
 

@@ -31,6 +31,7 @@ class Program:
 
     files: tuple[str, ...] = (_FILE,)
     reference = "program"
+    code: tuple[str, ...] = ()
     refused: tuple[str, ...] = ("torchao", "torchvision", "onnx", "onnxruntime")
     packages: tuple[str, ...] = ("torch",)
 
