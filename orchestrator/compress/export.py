@@ -20,11 +20,11 @@ class Config:
     """`onnx`: for ONNX Runtime; `openvino`: for OpenVINO. Neither needs torch or the training code.
 
     `program`: a `torch.export` program for torch, which needs no training code; fp32 only. `aoti`: compiled for the
-    kind of processor at hand by AOTInductor, run by torch. `safetensors`: weights alone, which need the model's code.
-    `opset` is of onnx only.
+    kind of processor at hand by AOTInductor, run by torch. `executorch`: a `.pte` for XNNPACK. `safetensors`: weights
+    alone, which need the model's code. `opset` is of onnx only.
     """
 
-    format: Literal["onnx", "openvino", "program", "aoti", "safetensors"] = "onnx"
+    format: Literal["onnx", "openvino", "program", "aoti", "executorch", "safetensors"] = "onnx"
     opset: int | None = None
 
     def __post_init__(self) -> None:

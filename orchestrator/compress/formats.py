@@ -87,6 +87,15 @@ FORMATS: dict[str, Format] = {
         tools="orchestrator.compress.processor:compiler_problems",
         extra="aoti",
     ),
+    "executorch": Format(
+        runtime="orchestrator.compress.runtimes.executorch:RUNTIME",
+        writer="orchestrator.compress.writers.executorch:write",
+        quantiser="orchestrator.compress.writers.executorch:quantise",
+        schemes=("int8-static",),
+        refusals={"": "what XNNPACK then does with it was not measured here, and is not claimed"},
+        modules=("executorch", "torchao"),
+        extra="executorch",
+    ),
     "safetensors": Format(
         runtime="orchestrator.compress.runtimes.safetensors:RUNTIME",
         writer="orchestrator.compress.writers.safetensors:write",

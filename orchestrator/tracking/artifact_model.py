@@ -24,6 +24,7 @@ SERVED: Mapping[str, tuple[str, ...]] = {
     "openvino": ("openvino", "numpy"),
     "program": ("torch", "numpy"),
     "aoti": ("torch", "numpy"),
+    "executorch": ("executorch", "torch", "numpy"),
 }
 """Formats that `served/FORMAT.py` serves, and the distributions that it takes, in the versions of the page."""
 _PACKERS: Mapping[str, Callable[..., Path]] = {"onnx": pack_onnx, "pack": pack_onnx}

@@ -37,22 +37,25 @@ ARCHIVE = (
 OPENVINO = ({"use": "export", "format": "openvino"}, {"use": "quantise"})
 PROGRAM = (*STEPS[:2], {"use": "export", "format": "program"})
 AOTI = ({"use": "export", "format": "aoti"}, {"use": "quantise"})
-IN_TORCH = ("program", "aoti")
+EXECUTORCH = ({"use": "export", "format": "executorch"}, {"use": "quantise"})
+IN_TORCH = ("program", "aoti", "executorch")
 WIDE = {"use": "resnet", "channels": [32, 64, 128], "depths": [1, 1, 1]}
 KINDS = [
     STEPS,
     OPENVINO,
-    *(pytest.param(steps, marks=pytest.mark.slow) for steps in (PROGRAM, AOTI)),
+    *(pytest.param(steps, marks=pytest.mark.slow) for steps in (PROGRAM, AOTI, EXECUTORCH)),
     pytest.param(ARCHIVE, marks=pytest.mark.slow),
 ]
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=["int8", "openvino", "program", "aoti", "archive"])
+@pytest.fixture(scope="module", params=KINDS, ids=["int8", "openvino", "program", "aoti", "executorch", "archive"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Outcome]:
-    for steps, module in ((OPENVINO, "nncf"), (AOTI, "torchao")):
+    for steps, module in ((OPENVINO, "nncf"), (AOTI, "torchao"), (EXECUTORCH, "executorch")):
         if request.param is steps:
             pytest.importorskip(module)
-    model = WIDE if request.param is AOTI else RESNET  # code takes more bytes than the smaller one's weights
+    model = (
+        WIDE if request.param in (AOTI, EXECUTORCH) else RESNET
+    )  # code takes more bytes than the smaller one's weights
     trained = make_trained(make_job(model, request.param))
     outcome = compress(trained, tmp_path_factory.mktemp("made") / "compress")
     assert outcome.ok, outcome.error
