@@ -24,9 +24,11 @@ from orchestrator.spec.resolve import resolved_data
 from orchestrator.spec.sweep import SweepParam
 from orchestrator.sweep.check_names import name_problems, parsed, texts
 from orchestrator.sweep.check_objectives import metric_advice, objective_problems
+from orchestrator.sweep.check_population import population_problems
 from orchestrator.sweep.feasible import Feasible, Infeasible, Limits, judge_point
 from orchestrator.sweep.objectives import known_metrics
 from orchestrator.sweep.point import Point
+from orchestrator.sweep.population import breeds
 from orchestrator.sweep.space import Param, Space, build_param, sort_params
 from orchestrator.wording import join, nearest, shown
 
@@ -93,6 +95,7 @@ class _Checker:
         ]
         if not any(path.startswith("sweep.constraints") for path in bad):
             found += self._constraints(Space(tuple(good), self.base.resolved))
+        found += population_problems(self.sweep, self.base.job, self.base.plan, self.space)
         return found + self._objectives() + self._scheduler() + self._length()
 
     def _param(self, param: Param) -> list[Problem]:
@@ -233,7 +236,7 @@ class _Checker:
                 _at(param, "", "grid cannot count a range of real numbers", "add `step`, or list the values")
                 for param in endless
             ]
-        if ends or (isinstance(name, str) and plugins.is_path(name)):
+        if ends or breeds(self.sweep) or (isinstance(name, str) and plugins.is_path(name)):
             return []
         return [Problem("sweep", f"{name} never ends by itself", "add `trials: 24`, or `time_s: 600`", "missing-key")]
 

@@ -10,11 +10,14 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.fork import Fork
 from orchestrator.errors import CheckpointError
 from orchestrator.runs.record import now_iso
+from orchestrator.sweep.birth import Birth
 from orchestrator.sweep.point import Point, point_hash
 from orchestrator.sweep.trial import Trial
 
@@ -46,14 +49,19 @@ class Ledger:
             os.close(self._fd)
             self._fd = -1
 
-    def propose(self, point: Point, *, origin: str, asked: int) -> Trial:
+    def propose(self, point: Point, *, origin: str, asked: int, birth: Birth | None = None) -> Trial:
         """Add a point as the next trial; `asked` is how often the searcher was asked by now."""
         number = max(self.trials, default=-1) + 1
+        born = {"birth": asdict(birth)} if birth is not None else {}
         self._append(
             {"event": "proposed", "trial": number, "point": dict(point), "hash": point_hash(point), "origin": origin,
-             "asked": asked}
+             "asked": asked, **born}
         )  # fmt: skip
         return self.trials[number]
+
+    def fork(self, trial: Trial, fork: Fork) -> None:
+        """Note which checkpoint of its parent a trial begins from: it is in the trial's folder by now."""
+        self._append({"event": "forked", "trial": trial.number, **asdict(fork)})
 
     def begin(self, trial: Trial, repeat: int, *, workers: int, job: str) -> None:
         """Note that a repeat of a trial is about to be trained (again); `job` is its job's digest."""
@@ -142,7 +150,8 @@ class Ledger:
         point = dict(record["point"])
         if point_hash(point) != record["hash"]:
             raise ValueError(f"the point of trial {record['trial']} is not what its hash {record['hash']} says")
-        trial = Trial(int(record["trial"]), point, record["hash"], record["origin"])
+        birth = Birth(**record["birth"]) if "birth" in record else None
+        trial = Trial(int(record["trial"]), point, record["hash"], record["origin"], birth=birth)
         self.trials[trial.number] = trial
         self.by_digest[trial.digest] = trial
         self.asked = max(self.asked, int(record["asked"]))

@@ -19,6 +19,7 @@ from orchestrator.spec.problems import find_problems
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.objectives import objectives_of
 from orchestrator.sweep.point import NoSuchPlaceError, apply_point
+from orchestrator.sweep.population import breeds
 from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.trial_run import trial_job
 
@@ -42,6 +43,7 @@ def require_same_job(run: RunDir, job: JobSpec) -> None:
         if not any(f"{key}.".startswith(f"{path}.") or f"{path}.".startswith(f"{key}.") for path in varies)
     ]
     problems += _compress_problems(before, job, varies)
+    problems += _population_problems(before, job)
     old, new = objectives_of(before), objectives_of(job)
     if old != new:
         said = [", ".join(f"{each.name} {each.direction}" for each in some) for some in (old, new)]
@@ -54,6 +56,17 @@ def require_same_job(run: RunDir, job: JobSpec) -> None:
             hint="only the space, budgets, searcher, scheduler and start points may change",
             problems=problems,
         )
+
+
+def _population_problems(before: JobSpec, job: JobSpec) -> Iterator[Problem]:
+    """Yield a problem for what decides a population: its later generations begin from the earlier ones' checkpoints."""
+    old, new = before.sweep, job.sweep
+    if old is None or new is None or not any(breeds(each.model_dump(mode="json")) for each in (old, new)):
+        return
+    for key in ("search", "space", "constraints", "seed"):
+        if getattr(old, key) != getattr(new, key):
+            message = "was another when the sweep began, and members of a population begin from one another"
+            yield Problem(f"sweep.{key}", message, f"set sweep.{key} back, or start anew", "resume")
 
 
 def _compress_problems(before: JobSpec, job: JobSpec, varies: set[str]) -> Iterator[Problem]:

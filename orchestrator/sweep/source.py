@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator import plugins
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.sweep import SweepSection
+from orchestrator.sweep.birth import Birth
 from orchestrator.sweep.feasible import Feasible, Limits, judge_point
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.objectives import Objective, objectives_of
@@ -44,6 +45,15 @@ class Source:
         for trial in ledger.trials.values():
             if trial.is_over:
                 self._searcher.tell(trial.point, outcome_of(trial))
+
+    @property
+    def size(self) -> int | None:
+        """Trials that there can be; None: no end to them."""
+        return self._space.size()
+
+    def needed(self) -> set[int]:
+        """Return the ended trials whose checkpoints are still needed."""
+        return set()
 
     def judge(self, trial: Trial) -> Feasible | None:
         """Return the job and plan of a trial; one that is infeasible is closed as such."""
@@ -84,7 +94,7 @@ class Source:
             if known.is_over:
                 self._searcher.tell(point, outcome_of(known))
             return None
-        trial = self._ledger.propose(point, origin=origin, asked=self._asked)
+        trial = self._ledger.propose(point, origin=origin, asked=self._asked, birth=self._birth())
         feasible = self.judge(trial)
         return None if feasible is None else (trial, feasible)
 
@@ -100,6 +110,9 @@ class Source:
         self._asked += 1
         point = self._searcher.ask()
         return None if point is None else (point, "search")
+
+    def _birth(self) -> Birth | None:
+        return None
 
     def _start_points(self) -> Iterator[Point]:
         for given in self._sweep.start:

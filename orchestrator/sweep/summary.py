@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.spec.job import JobSpec
 from orchestrator.sweep.layouts import LayoutRow, rows_as_data
+from orchestrator.sweep.lineage import birth_data, lineage_data, lineage_rows
 from orchestrator.sweep.objectives import Objective
 from orchestrator.sweep.point import plain_copy, point_name, short_keys, short_value
 from orchestrator.sweep.trial import Trial
@@ -103,6 +104,7 @@ def note_rows(summary: Summary) -> list[tuple[str, str]]:
                 f"{values}{test}: {point_name(trial.point)}",
             )
         )
+    rows.extend(lineage_rows(summary.best, summary.trials, summary.objectives))
     rows.extend((f"layout {row.trial}", row.describe()) for row in summary.layouts[:MOST_ROWS])
     return rows
 
@@ -131,6 +133,7 @@ def as_data(summary: Summary) -> dict[str, Any]:
         "whole_steps": whole,
         "ended": summary.why,
         "layouts": rows_as_data(summary.layouts),
+        "lineage": lineage_data(best, summary.trials, summary.objectives),
         "trials": [_trial_data(trial, summary) for _, trial in sorted(summary.trials.items())],
     }
 
@@ -151,6 +154,7 @@ def _trial_data(trial: Trial, summary: Summary) -> dict[str, Any]:
         "workers": trial.workers,
         "origin": trial.origin,
         "trained_by": {str(index): name for index, name in trial.trained_by.items()},
+        "birth": birth_data(trial, summary.trials),
         "hash": trial.digest,
     }
 
