@@ -64,11 +64,15 @@ def _search(out: Out, job: str, overrides: tuple[str, ...], loaded: LoadedJob, r
     from orchestrator.cli.render import INTERRUPTED, show_error
     from orchestrator.cli.sweep_table import SweepProgress
     from orchestrator.errors import OrchestratorError
+    from orchestrator.plan.available import Available
+    from orchestrator.sweep.check import build_space
+    from orchestrator.sweep.feasible import Limits
+    from orchestrator.sweep.generations import trials_of
     from orchestrator.sweep.objectives import objectives_of
     from orchestrator.sweep.run import run_sweep
 
-    section = loaded.spec.sweep
-    progress = SweepProgress(out, objectives_of(loaded.spec), section.trials if section is not None else None)
+    total = trials_of(loaded.data, loaded.spec, build_space(loaded.spec), Limits(Available.unknown()))
+    progress = SweepProgress(out, objectives_of(loaded.spec), total)
     for note in loaded.notes:
         progress.tell("note", note)
     said = " ".join(["orchestrator sweep", job, *overrides])

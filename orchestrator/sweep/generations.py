@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any, cast
 
+from orchestrator import plugins
 from orchestrator.checkpoint.fork import take
 from orchestrator.errors import JobFileError
 from orchestrator.plan.plan import BatchPlan
@@ -19,8 +20,10 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.sweep.birth import Birth
 from orchestrator.sweep.feasible import Feasible, Limits, judge_point
 from orchestrator.sweep.ledger import Ledger
+from orchestrator.sweep.objectives import objectives_of
 from orchestrator.sweep.pbt import MOST_ATTEMPTS
 from orchestrator.sweep.population import Breeder, Child, Standing, breeds
+from orchestrator.sweep.search import SearchTask
 from orchestrator.sweep.source import POINTS_A_TICK, Source
 from orchestrator.sweep.space import Space
 from orchestrator.sweep.trial import Trial
@@ -154,6 +157,19 @@ def build_source(data: Mapping[str, Any], job: JobSpec, space: Space, ledger: Le
     sweep = job.sweep.model_dump(mode="json") if job.sweep is not None else {}
     kind = Generations if breeds(sweep) else Source
     return kind(data, job, space, ledger, limits)
+
+
+def trials_of(data: Mapping[str, Any], job: JobSpec, space: Space, limits: Limits) -> int | None:
+    """Return how many trials the sweep is to have; None when nothing says so.
+
+    Raises JobFileError when a population's job cannot be planned at any point.
+    """
+    sweep = job.sweep
+    if sweep is None or sweep.trials is not None or not breeds(sweep.model_dump(mode="json")):
+        return sweep.trials if sweep is not None else None
+    task = SearchTask(space, objectives_of(job))
+    breeder: Breeder = plugins.build("searchers", sweep.search.use, sweep.search.options, task)
+    return breeder.population * len(ends_of(_batch_of(data, space, limits), breeder.interval))
 
 
 def _batch_of(data: Mapping[str, Any], space: Space, limits: Limits) -> BatchPlan:

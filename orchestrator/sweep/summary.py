@@ -160,18 +160,23 @@ def _trial_data(trial: Trial, summary: Summary) -> dict[str, Any]:
 
 
 def as_csv(summary: Summary) -> str:
-    """Return one row per trial: name, state, what varies, objectives, steps, seconds, reason."""
+    """Return one row per trial: name, state, what varies, objectives, steps, seconds, reason; of a population's also
+    whose checkpoint it began from."""
     paths = list(dict.fromkeys(path for trial in summary.trials.values() for path in trial.point))
     shorts = short_keys(paths)
     names = [each.name for each in summary.objectives]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["trial", "state", "front", *(shorts[path] for path in paths), *names, "step", "seconds", "reason"])
+    bred = ["generation", "parent"] if any(trial.birth is not None for trial in summary.trials.values()) else []
+    columns = ["trial", "state", "front", *bred, *(shorts[path] for path in paths), *names, "step", "seconds", "reason"]
+    writer.writerow(columns)
     for _, trial in sorted(summary.trials.items()):
         cells = [short_value(trial.point[path]) if path in trial.point else "" for path in paths]
         values = [trial.values.get(name, "") for name in names]
         front = "yes" if trial.number in summary.front else ""
+        birth = birth_data(trial, summary.trials) or {}
+        whose = [birth.get(key, "") for key in bred]
         writer.writerow(
-            [trial.name, trial.state, front, *cells, *values, trial.step, f"{trial.seconds:.2f}", trial.reason]
+            [trial.name, trial.state, front, *whose, *cells, *values, trial.step, f"{trial.seconds:.2f}", trial.reason]
         )
     return out.getvalue()

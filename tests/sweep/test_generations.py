@@ -11,9 +11,16 @@ import pytest
 
 from orchestrator.cluster.failure import Failure
 from orchestrator.errors import CheckpointError
+from orchestrator.plan.available import Available
 from orchestrator.runs.paths import RunDir
+from orchestrator.spec.load import load_spec
+from orchestrator.sweep.check import build_space
+from orchestrator.sweep.feasible import Limits
+from orchestrator.sweep.generations import trials_of
+from orchestrator.sweep.importance import importance
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.population import explore
+from orchestrator.sweep.summary import Summary, as_csv
 from orchestrator.sweep.trial import Trial
 from tests.sweep.fakes import DriverKilledError, FakePool, Trainer, drive, folder_for, release_leases
 from tests.sweep.jobs import tiny_sweep
@@ -67,7 +74,6 @@ def test_a_generation_begins_from_the_checkpoints_of_the_one_before(tmp_path: Pa
     ledger = Ledger(run.sweep / "ledger.jsonl")
     ledger.close()
     assert len(ledger.trials) == 16
-    weights = {each: 5 * each.point["optim.lr"] for each in ()}
     first = members(ledger.trials, 0)
     assert [trial.point for _, trial in sorted(first.items())] == STARTS
     weights = {trial.number: 5 * float(trial.point["optim.lr"]) for trial in first.values()}
@@ -277,6 +283,40 @@ def test_a_trials_job_file_and_tags_say_from_whom_it_began(tmp_path: Path) -> No
     assert tags == {"pbt.generation": "1", "pbt.member": "2", "pbt.parent": parent.name}
     first = (run.trials / "t000" / "job.yaml").read_text()
     assert "# It begins like any run and ends at step 5. Run alone," in first
+
+
+def test_the_page_of_trials_says_generation_and_parent(tmp_path: Path) -> None:
+    data = population_of(tmp_path, trials=8)
+    loop = drive(folder_for(data), data, FakePool(trainer()))
+    job = load_spec(data)
+    summary = Summary(job, loop.source.objectives, loop.ledger.trials, (7,), 1.0)
+    lines = [line.split(",") for line in as_csv(summary).splitlines()]
+    assert lines[0][:6] == ["trial", "state", "front", "generation", "parent", "lr"]
+    assert [line[3:5] for line in lines[1:5]] == [["0", ""]] * 4
+    for line, trial in zip(lines[1:], loop.ledger.trials.values(), strict=True):
+        if trial.birth is not None and trial.birth.parent is not None:
+            assert line[3:5] == ["1", loop.ledger.trials[trial.birth.parent].name]
+
+
+def test_how_many_trials_there_are_to_be_is_known_before(tmp_path: Path) -> None:
+    def count(**sweep: Any) -> int | None:
+        data = population_of(tmp_path, **sweep)
+        job = load_spec(data)
+        return trials_of(data, job, build_space(job), Limits(Available.unknown()))
+
+    assert count() == 16
+    assert count(search={"interval": 3}) == 8
+    assert count(trials=8) == 8
+
+
+def test_importance_is_that_of_trials_that_began_anew(tmp_path: Path) -> None:
+    data = population_of(
+        tmp_path, space={"optim.lr": {"min": 0.001, "max": 0.1}, "optim.eps": {"min": 1e-9, "max": 1e-7}}
+    )
+    loop = drive(folder_for(data), data, FakePool(trainer()))
+    assert len(loop.ledger.trials) == 16
+    space = build_space(load_spec(data))
+    assert importance(list(loop.ledger.trials.values()), space, loop.source.objectives) == {}  # of four
 
 
 def test_exploring_says_nothing_of_what_the_space_does_not_have() -> None:
