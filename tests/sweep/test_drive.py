@@ -253,7 +253,7 @@ def test_seconds_of_all_attempts_are_counted_also_those_of_a_killed_driver(tmp_p
     data = sweep_of(tmp_path, space={"optim.lr": [0.05]})
     run = folder_for(data)
     monkeypatch.setattr("orchestrator.sweep.trial_run.time.monotonic", later)
-    drive(run, data, FakePool(Trainer({("t000", 1): (12, DIED)}), on_event=stop_at(run, 5)))
+    drive(run, data, FakePool(Trainer({("t000", 1): (12, DIED)}), on_event=stop_at(run, 4)))
     ledger = Ledger(run.sweep / "ledger.jsonl")
     first = ledger.trials[0].seconds
     ledger.close()
