@@ -58,10 +58,18 @@ class Attention(nn.Module):
     """Grouped-query self-attention: `kv_heads` heads of keys and values, each used by heads / kv_heads queries."""
 
     def __init__(
-        self, dim: int, heads: int, kv_heads: int, *, causal: bool, rope_base: float | None = None, bias: bool = False
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        *,
+        causal: bool,
+        rope_base: float | None = None,
+        bias: bool = False,
+        head_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.head_dim = dim // heads
+        self.head_dim = head_dim or dim // heads
         self.query = nn.Linear(dim, heads * self.head_dim, bias=bias)
         self.key = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
         self.value = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)

@@ -5,9 +5,9 @@ A model plug-in may say more of itself, each a plain function beside `shape` (se
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 Kind = Literal["column", "row", "vocab", "channels", "norm", "gather"]
 Layout = Literal["replicate", "sequence", "split"]
@@ -50,6 +50,39 @@ class Slice:
     dim: int
     chunk: int = 1
     index: int | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which part of a wide net's parameter a narrower net uses (`cuts`), for architecture search with shared weights.
+
+    `places`: the places kept along each dim, in the order in which the narrower net has them. `net`: the config of the
+    net that the parameter belongs to where that is not the widest one: a classifier behind three blocks cannot be a
+    part of the one behind four, so every depth has its own.
+    """
+
+    parameter: str
+    places: tuple[range | tuple[int, ...], ...]
+    net: Any = None
+
+
+def require_alike(configs: Sequence[Any], elastic: Iterable[str]) -> None:
+    """Raise ValueError naming the first key, not one of `elastic`, in which two configs of a model differ."""
+    free = set(elastic)
+    for field in fields(configs[0]):
+        seen = {getattr(config, field.name) for config in configs}
+        if field.name not in free and len(seen) > 1:
+            said = " and ".join(sorted(map(str, seen))[:2])
+            raise ValueError(
+                f"{field.name} is {said}: nets that share weights differ only in {', '.join(sorted(free))}"
+            )
+
+
+def require_within(**pairs: tuple[int, int]) -> None:
+    """Raise ValueError naming the first size (part, whole) that the whole does not have."""
+    for name, (part, whole) in pairs.items():
+        if part > whole:
+            raise ValueError(f"{name} {part} is more than the {whole} of the net it should be a part of")
 
 
 def column_row_pairs(layers: Iterable[str]) -> dict[str, Split]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from ..declare import Split, column_row_pairs
 from ..init import init_parameter
 from ..shape import ModelShape, linear_flops, linear_params, require_dropout, require_positive
+from .parts import cuts, elastic, widest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Config",
     "build",
+    "cuts",
+    "elastic",
     "features",
     "image_input",
     "init_parameter",
@@ -32,6 +35,7 @@ __all__ = [
     "shard_units",
     "tensor_limits",
     "tensor_plan",
+    "widest",
 ]
 
 image_input = True

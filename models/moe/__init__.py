@@ -87,8 +87,8 @@ def layer_costs(config: Config) -> list[tuple[int, int]]:
         sparse = number >= config.dense_layers
         used = always + config.top_k * expert if sparse else dense
         held = always + config.experts * expert if sparse else dense
-        flops = attention_flops(config.seq_len, config.dim, config.heads, config.kv_heads)
-        params = attention_params(config.dim, config.heads, config.kv_heads) + 2 * config.dim
+        flops = attention_flops(config.seq_len, config.dim, config.heads, config.kv_heads, config.head_width)
+        params = attention_params(config.dim, config.heads, config.kv_heads, config.head_width) + 2 * config.dim
         blocks.append((flops + 2 * config.seq_len * used, params + held))
     return [first, *blocks, norm, head]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from ..declare import Slice, Split
 from ..init import init_parameter
 from ..shape import ModelShape, linear_flops, linear_params, require_positive
+from .parts import cuts, elastic, widest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +20,8 @@ __all__ = [
     "block_sizes",
     "build",
     "coupled",
+    "cuts",
+    "elastic",
     "image_input",
     "init_parameter",
     "layer_costs",
@@ -29,6 +32,7 @@ __all__ = [
     "shard_units",
     "tensor_limits",
     "tensor_plan",
+    "widest",
 ]
 
 image_input = True

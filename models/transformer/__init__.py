@@ -11,18 +11,46 @@ from typing import TYPE_CHECKING
 from ..declare import Layout, Slice, Split
 from ..shape import ModelShape, require_dropout, require_positive
 from ..sizes import attention_flops, attention_params, gated_params, require_heads
+from .parts import cuts, elastic, widest
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
+
+
+__all__ = [
+    "Config",
+    "attention_layers",
+    "attention_plan",
+    "attention_slices",
+    "block_names",
+    "block_params",
+    "build",
+    "coupled",
+    "cuts",
+    "elastic",
+    "feed_forward_plan",
+    "gated_slices",
+    "init_parameter",
+    "layer_costs",
+    "layer_names",
+    "outer_plan",
+    "prunable",
+    "shape",
+    "shard_units",
+    "shared_parameters",
+    "tensor_limits",
+    "tensor_plan",
+    "widest",
+]
 
 
 @dataclass(frozen=True)
 class Config:
     """Sizes. Tokens 0 .. `vocab` - 1 in, scores of the next token out at each of `seq_len` places.
 
-    `layers` blocks of width `dim`; `hidden` is the width of the feed-forward (0: 8/3 of `dim`, up to a multiple of 32).
-    `tied_embeddings`: the head uses the embedding's weights. `repeat`: the row of blocks is gone through this many
-    times with the same weights.
+    `layers` blocks of width `dim`; `hidden` is the width of the feed-forward (0: 8/3 of `dim`, up to a multiple of 32),
+    `head_dim` that of a head (0: `dim` / `heads`). `tied_embeddings`: the head uses the embedding's weights. `repeat`:
+    the row of blocks is gone through this many times with the same weights.
     """
 
     vocab: int = 256
@@ -37,16 +65,22 @@ class Config:
     repeat: int = 1
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
+    head_dim: int = 0
 
     def __post_init__(self) -> None:
         sizes = ("vocab", "seq_len", "dim", "layers", "heads", "kv_heads", "repeat")
         require_positive(**{name: getattr(self, name) for name in sizes})
         require_dropout(self.dropout)
-        require_heads(self.dim, self.heads, self.kv_heads)
+        require_heads(self.dim, self.heads, self.kv_heads, self.head_dim)
         if self.hidden < 0:
             raise ValueError(f"hidden must be 0 (chosen from dim) or a width, not {self.hidden}")
         if self.rope_base <= 1 or self.norm_eps <= 0:
             raise ValueError(f"rope_base must be above 1 and norm_eps above 0, not {self.rope_base}, {self.norm_eps}")
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.head_dim or self.dim // self.heads
 
     @property
     def hidden_width(self) -> int:
@@ -71,7 +105,7 @@ def shape(config: Config) -> ModelShape:
 
 def block_params(config: Config) -> int:
     """Return the weights of one block."""
-    attention = attention_params(config.dim, config.heads, config.kv_heads)
+    attention = attention_params(config.dim, config.heads, config.kv_heads, config.head_width)
     return attention + gated_params(config.dim, config.hidden_width) + 2 * config.dim
 
 
@@ -92,7 +126,7 @@ def attention_layers(config: Config) -> list[str]:
 
 def layer_costs(config: Config) -> list[tuple[int, int]]:
     """Return (operations on one sample, weights) of every layer; shared weights count wherever they are used."""
-    flops = attention_flops(config.seq_len, config.dim, config.heads, config.kv_heads)
+    flops = attention_flops(config.seq_len, config.dim, config.heads, config.kv_heads, config.head_width)
     flops += 2 * config.seq_len * gated_params(config.dim, config.hidden_width)
     blocks = [(flops, block_params(config))] * (config.layers * config.repeat)
     table = config.vocab * config.dim
@@ -190,7 +224,7 @@ def gated_slices(path: str) -> tuple[Slice, ...]:
 
 def attention_slices(config: Config, path: str) -> tuple[Slice, ...]:
     """Return where a head of keys and values lies, and all heads of queries that use it."""
-    width = config.dim // config.heads
+    width = config.head_width
     queries = width * config.heads // config.kv_heads
     keys = [Slice(f"{path}.{name}.weight", 0, width) for name in ("key", "value")]
     return (Slice(f"{path}.query.weight", 0, queries), *keys, Slice(f"{path}.output.weight", 1, queries))

@@ -18,7 +18,8 @@ class Block(nn.Module):
         super().__init__()
         dim = config.dim
         self.attention_norm = nn.RMSNorm(dim, eps=config.norm_eps)
-        self.attention = Attention(dim, config.heads, config.kv_heads, causal=True, rope_base=config.rope_base)
+        heads = (config.heads, config.kv_heads)
+        self.attention = Attention(dim, *heads, causal=True, rope_base=config.rope_base, head_dim=config.head_width)
         self.feed_forward_norm = nn.RMSNorm(dim, eps=config.norm_eps)
         self.feed_forward = feed_forward
         self.dropout = nn.Dropout(config.dropout)

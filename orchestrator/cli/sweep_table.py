@@ -48,7 +48,7 @@ class SweepProgress:
             self.tell("mlflow", event.text)
         elif event.kind == "schedule" and event.text:
             self.tell("schedule", event.text)
-        elif event.kind in ("stopping", "finishing", "note"):
+        elif event.kind in ("stopping", "finishing", "note", "supernet"):
             if event.kind == "finishing":
                 self._draw(force=True)
                 self._leave()

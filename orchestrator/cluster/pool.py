@@ -7,43 +7,27 @@ holds a part of a gang while waiting for the rest, sizes may be mixed and nothin
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.cluster.failure import OOM_ADVICE, Failure, kernel_oom_kills, root_cause
+from orchestrator.cluster.gangs import Gang, Room, end_gang, form_gang, room_of
 from orchestrator.cluster.session import RaySession
-from orchestrator.cluster.trial_worker import Share, TrialWorker
+from orchestrator.cluster.trial_stage import COMPRESS
+from orchestrator.cluster.trial_worker import Share
 from orchestrator.plan.plan import Resources
 
+COMPRESS_S = 4 * 3600.0
+"""What compressing a trial's model may take."""
+TIMING_S = 1800.0
+"""What timing it may take: everything else waits meanwhile."""
+WORDS_S = 5.0
+"""How long the other ranks of a gang are waited for when one has failed: theirs may be the cause."""
+
 _SPENT = {"oom", "infra", "hang", "storage", "placement"}  # failures after which a process is not trusted again
-
-
-@dataclass(frozen=True)
-class Room:
-    """CPUs and GPUs: of a cluster, of a gang."""
-
-    cpus: float
-    gpus: float
-
-    def times_in(self, whole: Room) -> int:
-        """Return how many of this fit in `whole`."""
-        pairs = ((self.cpus, whole.cpus), (self.gpus, whole.gpus))
-        return min((int((there + 1e-6) // mine) for mine, there in pairs if mine > 0), default=0)
-
-    def fits(self, free: Room) -> bool:
-        """Say whether this fits in what is free."""
-        return self.cpus <= free.cpus + 1e-6 and self.gpus <= free.gpus + 1e-6
-
-    def __sub__(self, other: Room) -> Room:
-        return Room(self.cpus - other.cpus, self.gpus - other.gpus)
-
-
-def room_of(need: Resources) -> Room:
-    """Return what a gang of these workers takes."""
-    return Room(need.num_workers * need.cpus_per_worker, need.num_workers * need.gpus_per_worker)
 
 
 @dataclass(frozen=True)
@@ -54,23 +38,6 @@ class PoolEvent:
     kind: str
     data: Mapping[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
-
-
-@dataclass
-class Gang:
-    """Actors that train together. `trial` is what they train, None while idle; `waiting` are their calls under way."""
-
-    need: Resources
-    room: Room
-    actors: list[Any]
-    group: Any = None
-    trial: int | None = None
-    share: Share = field(default_factory=lambda: Share(""))
-    waiting: dict[Any, int] = field(default_factory=dict)
-    said: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    oom_kills: int = 0
-    is_up: bool = False
-    began: float = 0.0
 
 
 class Pool:
@@ -92,7 +59,7 @@ class Pool:
         for _ in range(count):
             if not room_of(need).fits(self.free):
                 return
-            for actor in self._form(need, room_of(need)).actors:
+            for actor in self._form(need).actors:
                 actor.ready.remote()
 
     def can_start(self, need: Resources) -> bool:
@@ -101,13 +68,19 @@ class Pool:
 
     def start(self, trial: int, share: Share, need: Resources) -> None:
         """Give a trial to an idle gang, or to a new one. `can_start` has said that there is room."""
-        gang = self._idle(need) or self._form(need, room_of(need))
+        gang = self._idle(need) or self._form(need)
         self._begin(gang, trial, share)
 
     def measure(self, trial: int, folder: str, need: Resources, tasks: Sequence[str]) -> None:
-        """Have a trained trial compressed or timed by an idle gang or a new one: event `measured` (data: values)."""
-        gang = self._idle(need) or self._form(need, room_of(need))
-        gang.trial, gang.said, gang.began, gang.is_up = trial, {}, time.monotonic(), True
+        """Have a trained trial compressed or timed by an idle gang or a new one: event `measured` (data: values).
+
+        What takes longer than `COMPRESS_S` or `TIMING_S` has failed.
+        """
+        gang = self._idle(need) or self._form(need)
+        gang.trial, gang.said, gang.failures, gang.is_up = trial, {}, [], True
+        gang.oom_kills = kernel_oom_kills()
+        gang.limit_s = COMPRESS_S if COMPRESS in tasks else TIMING_S
+        gang.deadline = time.monotonic() + gang.limit_s
         gang.waiting[gang.actors[0].measure.remote(folder, tuple(tasks))] = 0
 
     def has_room(self, room: Room) -> bool:
@@ -120,9 +93,9 @@ class Pool:
         if not calls:
             time.sleep(timeout_s)
             return []
-        late = [gang for gang in self._gangs if gang.waiting and not gang.is_up and self._is_late(gang)]
+        late = [gang for gang in self._gangs if gang.waiting and time.monotonic() > gang.deadline]
         if late:
-            return [self._failed(gang, self._no_room(gang)) for gang in late]
+            return [self._failed(gang, self._too_late(gang)) for gang in late]
         done, _ = self._ray.wait(calls, num_returns=1, timeout=timeout_s)
         if done:
             done, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
@@ -180,31 +153,14 @@ class Pool:
             self._disband(gang)
         return True
 
-    def _form(self, need: Resources, room: Room) -> Gang:
-        """Reserve and start a gang. The reservation of several is one placement group: all or nothing."""
-        ray = self._ray
-        options: dict[str, Any] = {"num_cpus": need.cpus_per_worker, "num_gpus": need.gpus_per_worker}
-        group = None
-        if need.num_workers > 1:
-            from ray.util.placement_group import placement_group
-
-            bundle = {"CPU": need.cpus_per_worker} | ({"GPU": need.gpus_per_worker} if need.gpus_per_worker else {})
-            group = placement_group([bundle] * need.num_workers, strategy="PACK")
-        actor_class = ray.remote(TrialWorker)
-        actors = []
-        for index in range(need.num_workers):
-            if group is not None:
-                from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, index)
-            actors.append(actor_class.options(**options).remote())
-        gang = Gang(need, room, actors, group)
+    def _form(self, need: Resources) -> Gang:
+        gang = form_gang(self._ray, need)
         self._gangs.append(gang)
         return gang
 
     def _begin(self, gang: Gang, trial: int, share: Share) -> None:
         gang.trial, gang.share, gang.said, gang.oom_kills = trial, share, {}, kernel_oom_kills()
-        gang.began = time.monotonic()
+        gang.failures, gang.deadline = [], math.inf if gang.is_up else time.monotonic() + self._start_s
         if gang.is_up and len(gang.actors) == 1:
             gang.waiting[gang.actors[0].start.remote(share)] = 0
             return
@@ -216,7 +172,7 @@ class Pool:
 
         Their `local_rank`, which picks the GPU, is 0: Ray shows each actor its own GPUs only.
         """
-        gang.is_up = True
+        gang.is_up, gang.deadline = True, math.inf
         master = (str(gang.said[0]["address"]), int(gang.said[0]["port"]))
         gang.said = {}
         for rank, actor in enumerate(gang.actors):
@@ -224,25 +180,25 @@ class Pool:
             gang.waiting[actor.start.remote(mine)] = rank
 
     def _collect(self, gang: Gang, done: list[Any]) -> Iterator[PoolEvent]:
-        failures: list[Failure] = []
         for call in [each for each in gang.waiting if each in done]:
             rank = gang.waiting.pop(call)
             try:
                 said = self._ray.get(call)
             except self._ray.exceptions.RayError as error:
-                failures.append(self._how_it_died(gang, error))
+                self._note(gang, self._how_it_died(gang, rank, error))
                 continue
             if said["kind"] == "evaluated" and gang.trial is not None:
                 yield PoolEvent(gang.trial, "evaluated", said)
             elif said["kind"] == "measured" and gang.trial is not None:
-                trial, gang.trial = gang.trial, None
+                trial, gang.trial, gang.deadline = gang.trial, None, math.inf
                 yield PoolEvent(trial, "measured", said)
             elif said["kind"] == "failed":
-                failures.append(Failure(**said["failure"]))
+                self._note(gang, Failure(**said["failure"]))
             else:
                 gang.said[rank] = said
-        if failures:
-            yield self._failed(gang, root_cause(failures, None))
+        if gang.failures:
+            if self._is_told(gang):
+                yield self._failed(gang, _cause(gang.failures))
         elif len(gang.said) == len(gang.actors) and gang.trial is not None:
             if gang.said[0]["kind"] == "ready":
                 self._start_gang(gang)
@@ -250,35 +206,44 @@ class Pool:
             trial, gang.trial = gang.trial, None
             yield PoolEvent(trial, "ended", gang.said[0]["result"])
 
+    def _note(self, gang: Gang, failure: Failure) -> None:
+        gang.failed_at = gang.failed_at if gang.failures else time.monotonic()
+        gang.failures.append(failure)
+
+    def _is_told(self, gang: Gang) -> bool:
+        """Say whether the cause of a gang's failure is known: the first rank heard may have died of another's end."""
+        surely = any(failure.kind == "oom" for failure in gang.failures)
+        return surely or not gang.waiting or time.monotonic() - gang.failed_at > WORDS_S
+
     def _failed(self, gang: Gang, failure: Failure) -> PoolEvent:
         trial = gang.trial or 0
-        if len(gang.actors) > 1 or failure.kind in _SPENT:
-            self._disband(gang)  # the other ranks hang in a collective, or memory is in doubt
-        gang.trial = None
+        if len(gang.actors) > 1 or failure.kind in _SPENT or gang.waiting:
+            self._disband(gang)  # the other ranks hang in a collective, memory is in doubt, or it is still at it
+        gang.trial, gang.failures, gang.deadline = None, [], math.inf
         return PoolEvent(trial, "failed", failure=failure)
 
-    def _is_late(self, gang: Gang) -> bool:
-        return time.monotonic() - gang.began > self._start_s
-
-    def _no_room(self, gang: Gang) -> Failure:
+    def _too_late(self, gang: Gang) -> Failure:
+        if gang.is_up:
+            what = "compressing the model" if gang.limit_s == COMPRESS_S else "timing the model"
+            return Failure("user", "TooLong", f"{what} took longer than {gang.limit_s / 60:.0f} min and was ended")
         text = f"{len(gang.actors)} workers were not up within {self._start_s:.0f} s: others hold the room"
         return Failure("placement", "NoRoom", text, hint="raise cluster.wait_s, or wait for other jobs")
 
-    def _how_it_died(self, gang: Gang, error: Exception) -> Failure:
-        oom = kernel_oom_kills() > gang.oom_kills or "OutOfMemory" in type(error).__name__
-        if oom or "memory monitor" in str(error).lower():
-            return Failure("oom", "Killed", "killed because memory ran out", OOM_ADVICE)
-        return Failure("infra", "WorkerDied", "a worker process ended without a word (killed, or crashed)")
+    def _how_it_died(self, gang: Gang, rank: int, error: Exception) -> Failure:
+        said = Failure("infra", "WorkerDied", "a worker process ended without a word (killed, or crashed)")
+        if (
+            kernel_oom_kills() > gang.oom_kills
+            or "OutOfMemory" in type(error).__name__
+            or "memory monitor" in str(error).lower()
+        ):
+            said = Failure("oom", "Killed", "killed because memory ran out", OOM_ADVICE)
+        return replace(said, rank=rank, at_s=time.time())
 
     def _disband(self, gang: Gang) -> None:
-        """Kill a gang's processes and give back what was reserved for them."""
         self._gangs.remove(gang)
-        gang.trial = None
-        for actor in gang.actors:
-            with suppress(self._ray.exceptions.RayError, ValueError):
-                self._ray.kill(actor, no_restart=True)
-        if gang.group is not None:
-            from ray.util.placement_group import remove_placement_group
+        end_gang(self._ray, gang)
 
-            with suppress(self._ray.exceptions.RayError):
-                remove_placement_group(gang.group)
+
+def _cause(failures: Sequence[Failure]) -> Failure:
+    """Return why a gang failed. Where memory ran out all else came of it, though the killed rank is heard of last."""
+    return next((each for each in failures if each.kind == "oom"), root_cause(failures, None))

@@ -36,9 +36,11 @@ class Share:
     """What one worker is asked to do: its rank's share of the trial in `folder`. `master` is where rank 0 listens.
 
     `until` is the step at which the training ends, None for the plan's last; `fork` the checkpoint it may begin from.
+    `supernet`: the folder is that of the wide net whose parts a search ranks (`orchestrator.supernet.stage`).
     """
 
     folder: str
+    supernet: bool = False
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
@@ -119,8 +121,13 @@ class TrialWorker:
             os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = share.master[0], str(share.master[1])
 
     def _run(self, share: Share, run: RunDir) -> dict[str, Any]:
-        from orchestrator.train.entry import run_rank
+        from orchestrator.train.entry import USUAL, run_rank
 
+        recipe = USUAL
+        if share.supernet:
+            from orchestrator.supernet.stage import recipe_of
+
+            recipe = recipe_of(run)
         result = run_rank(
             run,
             rank=share.rank,
@@ -133,6 +140,7 @@ class TrialWorker:
             fork=share.fork,
             judge=self._judge,
             load=self._load,
+            recipe=recipe,
         )
         return asdict(result)
 

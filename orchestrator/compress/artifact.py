@@ -117,6 +117,7 @@ def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], fo
         measure=section.measure.model_dump(mode="json"),
         limits=section.limits.model_dump(mode="json"),
         restored=_restored(state),
+        weights={str(bits): count for bits, count in state.weights.items()},
     )
     write_page(place, page)
     return page

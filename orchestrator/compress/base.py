@@ -2,7 +2,7 @@
 
 A step is a plug-in of the group `compressors`: `Config`, `flow(config) -> (takes, gives)` over the names of
 `spec.steps.STATES`, `build(config)` returning a `Compressor`, and optionally `plan_problems(config, model, widths)`,
-`job_problems(config, job)`, `layout_problems(config, job, layout)`.
+`job_problems(config, job)`, `data_problems(config, data)`, `layout_problems(config, job, layout)`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class State:
 
     `model` is the newest model in memory: the state itself, or what the files were made of. `masks` names weights that
     stay zero (True: kept), `codes` weights that share values (int64, the number of a weight's value in its layer; -1:
-    not shared). `files` lie in `folder` and are all that is needed to run.
+    not shared). `files` lie in `folder` and are all that is needed to run. `weights` says of mixed precision how many
+    weights are kept in so many bits.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class State:
     files: tuple[str, ...] = ()
     format: str = ""
     scheme: str = "fp32"
+    weights: Mapping[int, int] = field(default_factory=dict)
 
     def file(self) -> Path:
         """Return the one file of an exported graph or artifact."""

@@ -27,12 +27,14 @@ REFERENCE = Path("reference") / "model.onnx"
 FORMATS = ("onnx", "pack")
 MIN_SMALLER = 1.02
 _MIN_COVERAGE = 0.95
+_FULL = 32
 _LIMITS: dict[str, dict[str, float]] = {
     "fp32": {"relative": 1e-4},
     "int8-static": {"sqnr_db": 15.0, "agreement": 0.95},
     "int8-dynamic": {"sqnr_db": 15.0, "agreement": 0.9},
     "int8-weight": {"sqnr_db": 20.0, "agreement": 0.95},
     "int4-weight": {"sqnr_db": 5.0, "agreement": 0.7},
+    "mixed": {"sqnr_db": 5.0, "agreement": 0.7},
 }
 
 
@@ -66,8 +68,7 @@ def _restored(content: bytes, page: Page) -> dict[str, Any]:
 
 
 def _graph_facts(path: Path, content: bytes, optimised: Path, page: Page) -> dict[str, Any]:
-    bits = 4 if page.scheme == "int4-weight" else 8
-    facts, fused = read_graph(content, bits), read_graph(optimised.read_bytes(), bits)
+    facts, fused = read_graph(content), read_graph(optimised.read_bytes())
     if facts.external:
         raise ExportError(f"{path.name} keeps weights in files beside it, which the page does not count")
     if facts.dead:
@@ -78,13 +79,30 @@ def _graph_facts(path: Path, content: bytes, optimised: Path, page: Page) -> dic
     foreign = sorted(facts.domains - set(PLAIN_DOMAINS))
     if foreign:
         raise ExportError(f"{path.name} uses operators of {', '.join(foreign)}, which no runtime brings along")
-    if page.scheme != "fp32":
+    if page.scheme == "mixed":
+        _require_bits(facts, page)
+    elif page.scheme != "fp32":
         _require_integers(facts, fused, page.scheme)
     return {
         "coverage": facts.coverage,
+        "weights_by_bits": {str(bits): count for bits, count in sorted(facts.by_bits.items())},
         "integer_operators": fused.integer_operators,
         "operators": dict(fused.operators.most_common()),
     }
+
+
+def _require_bits(facts: GraphFacts, page: Page) -> None:
+    """Require that the file keeps as many numbers in few bits as its layers claim; zero points and padding come on top.
+
+    Raises ExportError naming the bits that are missing.
+    """
+    for bits, claimed in page.weights.items():
+        there = facts.by_bits[int(bits)]
+        if int(bits) < _FULL and there < claimed:
+            raise ExportError(
+                f"mixed precision in name only: {claimed:,} weights are to be in {bits} bits, the file has {there:,}",
+                hint="the graph holds them in other types than the report says",
+            )
 
 
 def _require_integers(facts: GraphFacts, fused: GraphFacts, scheme: str) -> None:

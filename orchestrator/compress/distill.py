@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.compress.base import MODULE, Change, Context, State
 from orchestrator.compress.finetune import Config as FinetuneConfig
 from orchestrator.compress.finetune import Distill as Lesson
-from orchestrator.compress.finetune import layout_problems, train
+from orchestrator.compress.finetune import feature_problems, layout_problems, mixup_problems, train
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
+    from orchestrator.plan.shapes import DataShape
     from orchestrator.spec.job import JobSpec
 
 Complaint = tuple[str, str, str]
 BEFORE = "input"
-__all__ = ["Config", "build", "flow", "job_problems", "layout_problems"]
+__all__ = ["Config", "build", "data_problems", "flow", "job_problems", "layout_problems"]
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,19 @@ class Config:
     batch_size: int | None = None
     temperature: float = 4.0
     weight: float = 0.7
+    mixup: bool = False
+    features: Literal["auto"] | tuple[str, ...] = ()
+    features_weight: float = 1.0
     replicate: int | None = None
     shard: int | None = None
 
     def __post_init__(self) -> None:
-        Lesson(self.temperature, self.weight)
+        self.lesson()
         self.training()
+
+    def lesson(self) -> Lesson:
+        """Return what is taught, whoever teaches."""
+        return Lesson(self.temperature, self.weight, self.mixup, self.features, self.features_weight)
 
     def training(self) -> FinetuneConfig:
         """Return what it has in common with `finetune`."""
@@ -50,22 +58,28 @@ def flow(config: Config) -> tuple[str, str]:
     return MODULE, MODULE
 
 
+def data_problems(config: Config, data: DataShape) -> list[Complaint]:
+    """Return why the data cannot be used as asked, as (key, message, hint)."""
+    return mixup_problems(config, data)
+
+
 def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
     """Return why the teacher cannot teach this job's model, as (key, message, hint); its weights are not read."""
+    found = feature_problems(config, job)
     if config.teacher == BEFORE:
-        return []
+        return found
     from orchestrator.compress.teacher import teacher_job
     from orchestrator.plan.compress import model_sides
 
     try:
         other = teacher_job(config.teacher)
     except OrchestratorError as error:
-        return [("teacher", error.message, error.hint)]
+        return [*found, ("teacher", error.message, error.hint)]
     mine, theirs = model_sides(job), model_sides(other)
     if mine is None or theirs is None or mine == theirs:
-        return []
+        return found
     message = f"the teacher maps {theirs[0]} to {theirs[1]}, the model {mine[0]} to {mine[1]}"
-    return [("teacher", message, "a teacher must have the same inputs and classes")]
+    return [*found, ("teacher", message, "a teacher must have the same inputs and classes")]
 
 
 def build(config: Config) -> Distil:
@@ -81,13 +95,11 @@ class Distil:
 
     def apply(self, state: State, context: Context) -> Change:
         """Return the model after training. Raises ExportError when the teacher cannot be read or answers otherwise."""
-        from orchestrator.compress.recover import Lessons
         from orchestrator.compress.teacher import load_teacher
 
         asked = self.config
         teacher = context.teacher if asked.teacher == BEFORE else load_teacher(asked.teacher)
-        lessons = Lessons(teacher, asked.temperature, asked.weight)
-        return train(state, context, asked.training(), lessons)
+        return train(state, context, asked.training(), asked.lesson().lessons(teacher))
 
     def control(self, state: State, context: Context) -> Change:
         """Return the same training of a model that nothing was done to."""

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from orchestrator.compress.base import EXPORTED, MODULE, Change, Context, State
 from orchestrator.errors import ExportError
 
+_WORTH_BYTES = 64
+
 
 @dataclass(frozen=True)
 class Config:
@@ -56,7 +58,7 @@ def write_onnx(model: Any, context: Context, folder: Path, opset: int | None = N
 
 
 def slim(path: Path) -> None:
-    """Take out of an ONNX file what no runtime reads: documentation, metadata, shapes of inner values."""
+    """Take out of an ONNX file what no runtime reads: documentation, metadata, shapes of inner values, copies."""
     import onnx
 
     proto = onnx.load(str(path))
@@ -70,4 +72,23 @@ def slim(path: Path) -> None:
     proto.doc_string = graph.doc_string = ""
     for holder in (graph.value_info, graph.metadata_props, proto.metadata_props):
         del holder[:]
+    keep_once(graph)
     path.write_bytes(proto.SerializeToString())
+
+
+def keep_once(graph: Any) -> None:
+    """Merge weights that are equal to the bit, in place: exporters and quantisers copy those of tied layers."""
+    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
+        return  # a graph within the graph reads names of this one
+    fixed = {item.name for item in (*graph.input, *graph.output)}
+    first: dict[tuple[Any, ...], str] = {}
+    names: dict[str, str] = {}
+    for item in graph.initializer:
+        key = (item.data_type, tuple(item.dims), item.raw_data)
+        if item.raw_data and len(item.raw_data) >= _WORTH_BYTES and item.name not in fixed:
+            names[item.name] = first.setdefault(key, item.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    kept = [item for item in graph.initializer if names.get(item.name, item.name) == item.name]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)

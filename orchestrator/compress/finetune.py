@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from orchestrator import plugins
 from orchestrator.compress.base import MODULE, Change, Context, State
 from orchestrator.errors import PlanError
 from orchestrator.plan.layout import AXES, Layout
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from orchestrator.compress.recover import Lessons
+    from orchestrator.plan.shapes import DataShape
     from orchestrator.spec.job import JobSpec
 
 Complaint = tuple[str, str, str]
@@ -20,15 +24,31 @@ Complaint = tuple[str, str, str]
 class Distill:
     """The teacher is the trained model as it was before the first step.
 
-    `weight` of the loss pulls towards its answers, softened by `temperature`; the rest is the job's own loss.
+    `weight` of the loss pulls towards its answers, softened by `temperature`; the rest is the job's own loss. `mixup`
+    asks it about blends of two samples each (inputs that are numbers, weight 1: blends have no target of their own).
+    `features`: what these layers find (paths, or `auto`: all that both have) is drawn to what the teacher's find,
+    through a map that is learnt where widths differ; their distance counts `features_weight`.
     """
 
     temperature: float = 4.0
     weight: float = 0.7
+    mixup: bool = False
+    features: Literal["auto"] | tuple[str, ...] = ()
+    features_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or not 0 < self.weight <= 1:
             raise ValueError("temperature must be above 0, weight above 0 and at most 1")
+        if self.mixup and self.weight != 1:
+            raise ValueError("mixup needs weight 1: blends of two samples have no target but the teacher's answer")
+        if self.features_weight <= 0:
+            raise ValueError("features_weight must be above 0 (without `features` nothing inner counts)")
+
+    def lessons(self, teacher: nn.Module) -> Lessons:
+        """Return what this teacher is to teach."""
+        from orchestrator.compress.recover import Lessons
+
+        return Lessons(teacher, self.temperature, self.weight, self.mixup, self.features, self.features_weight)
 
 
 class Ranked(Protocol):
@@ -42,6 +62,20 @@ class Ranked(Protocol):
 
     @property
     def shard(self) -> int | None: ...
+
+
+class Featuring(Protocol):
+    """A config that says which inner layers teach."""
+
+    @property
+    def features(self) -> Literal["auto"] | tuple[str, ...]: ...
+
+
+class Mixing(Protocol):
+    """A config that says whether samples are blended."""
+
+    @property
+    def mixup(self) -> bool: ...
 
 
 class Training(Ranked, Protocol):
@@ -109,6 +143,36 @@ def layout_problems(config: Ranked, job: JobSpec, layout: Layout) -> list[Compla
     return []
 
 
+def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
+    """Return which features the model cannot have, as (key, message, hint)."""
+    return [(f"distill.{key}", message, hint) for key, message, hint in feature_problems(config.distill, job)]
+
+
+def feature_problems(distill: Featuring | None, job: JobSpec) -> list[Complaint]:
+    """Return which features a model that names its layers does not have, as (key, message, hint)."""
+    light = plugins.light_config("models", job.model.use) if distill is not None and distill.features else None
+    model: Any = plugins.load("models", job.model.use) if light is not None else None
+    if distill is None or distill.features == "auto" or not hasattr(model, "layer_names"):
+        return []
+    names = [f"layers.{name}" for name in model.layer_names(plugins.build_config(model.Config, job.model.options))]
+    wrong = [each for each in distill.features if not any(f"{each}.".startswith(f"{name}.") for name in names)]
+    if not wrong:
+        return []
+    return [("features", f"model {job.model.use} has no layer '{wrong[0]}'", f"it has: {', '.join(names)}")]
+
+
+def data_problems(config: Config, data: DataShape) -> list[Complaint]:
+    """Return why the data cannot be used as asked, as (key, message, hint)."""
+    return [(f"distill.{key}", message, hint) for key, message, hint in mixup_problems(config.distill, data)]
+
+
+def mixup_problems(distill: Mixing | None, data: DataShape) -> list[Complaint]:
+    """Return why samples cannot be blended, as (key, message, hint)."""
+    if distill is None or not distill.mixup or data.input_dtype.startswith("float"):
+        return []
+    return [("mixup", f"inputs of type {data.input_dtype} cannot be blended", "leave mixup out")]
+
+
 def flow(config: Config) -> tuple[str, str]:
     """Return what it takes and gives."""
     return MODULE, MODULE
@@ -136,9 +200,7 @@ class Finetune:
 
 def lessons_of(distill: Distill | None, context: Context) -> Lessons | None:
     """Return what the model as it was teaches; None when it is not asked to."""
-    from orchestrator.compress.recover import Lessons
-
-    return Lessons(context.teacher, distill.temperature, distill.weight) if distill else None
+    return distill.lessons(context.teacher) if distill else None
 
 
 def train(

@@ -53,6 +53,8 @@ class GraphFacts:
     external: bool = False
     dead: list[str] = field(default_factory=list)
     """Weights of 64 numbers and more that no operator reads."""
+    by_bits: Counter[int] = field(default_factory=Counter)
+    """How many numbers the weights hold in 32, 16, 8 and 4 bits."""
 
     @property
     def coverage(self) -> float:
@@ -65,15 +67,12 @@ class GraphFacts:
         return sum(count for name, count in self.operators.items() if name in INTEGER_OPERATORS)
 
 
-def read_graph(content: bytes, packed_bits: int = 8) -> GraphFacts:
-    """Return the facts of an ONNX model. Raises ValueError when the bytes are none.
-
-    `packed_bits` 4: bytes of MatMulNBits weights hold two numbers each.
-    """
+def read_graph(content: bytes) -> GraphFacts:
+    """Return the facts of an ONNX model. Raises ValueError when the bytes are none."""
     found = GraphFacts()
     for number, value in _fields(content):
         if number == 7 and isinstance(value, bytes):
-            _read_graph(value, found, packed_bits)
+            _read_graph(value, found)
     if not found.operators:
         raise ValueError("no graph with operators in it")
     return found
@@ -119,27 +118,48 @@ def _places(content: bytes, begin: int, end: int) -> Iterator[tuple[int, int, in
         at += size
 
 
-def _read_graph(content: bytes, found: GraphFacts, packed_bits: int) -> None:
+def _read_graph(content: bytes, found: GraphFacts) -> None:
     used: set[str] = set()
-    weights: dict[str, int] = {}
+    packed: dict[str, int] = {}
+    weights: list[tuple[str, int, int]] = []
     for number, value in _fields(content):
         if number == 1 and isinstance(value, bytes):
-            _read_node(value, found, used)
+            _read_node(value, found, used, packed)
         elif number == 5 and isinstance(value, bytes):
-            name, count = _read_tensor(value, found, packed_bits)
-            weights[name] = count
+            weights.append(_read_tensor(value, found))
         elif number == 12 and isinstance(value, bytes):  # a weight may be an output as it is
             used.add(_text(dict(_fields(value)).get(1, b"")))
-    found.dead += sorted(name for name, count in weights.items() if name not in used and count >= _MIN_DEAD)
+    for name, kind, count in weights:
+        _count(name, kind, count, packed, found)
+    found.dead += sorted(name for name, _, count in weights if name not in used and count >= _MIN_DEAD)
 
 
-def _read_node(content: bytes, found: GraphFacts, used: set[str]) -> None:
-    """Note a node's operator, and every name it or a graph within it reads (NodeProto.input 1, attribute 5)."""
+def _count(name: str, kind: int, count: int, packed: dict[str, int], found: GraphFacts) -> None:
+    """Add a weight's numbers by the bits that each takes; bytes of MatMulNBits hold several."""
+    if kind in _FLOATS:
+        found.float_values += count
+        found.by_bits[8 * _FLOATS[kind]] += count
+    elif kind in _INTEGERS:
+        bits = packed.get(name, int(8 * _INTEGERS[kind]))
+        numbers = count * 8 // bits if name in packed else count
+        found.integer_values += numbers
+        found.by_bits[bits] += numbers
+
+
+def _read_node(content: bytes, found: GraphFacts, used: set[str], packed: dict[str, int]) -> None:
+    """Note a node's operator, and every name it or a graph within it reads (NodeProto.input 1, attribute 5).
+
+    `packed` is told the bits of weights that hold several numbers a byte.
+    """
     fields = list(_fields(content))
     node = dict(fields)
-    found.operators[_text(node.get(4, b""))] += 1
+    operator = _text(node.get(4, b""))
+    found.operators[operator] += 1
     found.domains.add(_text(node.get(7, b"")))
-    used.update(_text(value) for number, value in fields if number == 1)
+    inputs = [_text(value) for number, value in fields if number == 1]
+    used.update(inputs)
+    if operator == "MatMulNBits":
+        packed[inputs[1]] = _attribute(fields, "bits", 4)
     for number, attribute in fields:
         if number != 5 or not isinstance(attribute, bytes):
             continue
@@ -147,11 +167,22 @@ def _read_node(content: bytes, found: GraphFacts, used: set[str]) -> None:
             if part == 6 and isinstance(graph, bytes):  # AttributeProto.g
                 for inner, value in _fields(graph):
                     if inner == 1 and isinstance(value, bytes):
-                        _read_node(value, found, used)
+                        _read_node(value, found, used, packed)
 
 
-def _read_tensor(content: bytes, found: GraphFacts, packed_bits: int) -> tuple[str, int]:
-    """Count a weight's numbers by type; return its name and how many there are."""
+def _attribute(fields: list[tuple[int, int | bytes]], name: str, default: int) -> int:
+    """Return a node's whole-number attribute (AttributeProto.name 1, i 3)."""
+    for number, content in fields:
+        if number == 5 and isinstance(content, bytes):
+            attribute = dict(_fields(content))
+            value = attribute.get(3, default)
+            if _text(attribute.get(1, b"")) == name and isinstance(value, int):
+                return value
+    return default
+
+
+def _read_tensor(content: bytes, found: GraphFacts) -> tuple[str, int, int]:
+    """Return a weight's name, type, and how many numbers (or bytes of packed ones) it holds."""
     dims: list[int] = []
     kind, name = 0, ""
     for number, value in _fields(content):
@@ -163,12 +194,7 @@ def _read_tensor(content: bytes, found: GraphFacts, packed_bits: int) -> tuple[s
             name = _text(value)
         elif number == 13:
             found.external = True
-    count = prod(dims)
-    if kind in _FLOATS:
-        found.float_values += count
-    elif kind in _INTEGERS:
-        found.integer_values += count * (8 // packed_bits if kind == 2 else 1)
-    return name, count
+    return name, kind, prod(dims)
 
 
 def _text(value: int | bytes) -> str:

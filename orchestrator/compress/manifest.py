@@ -62,6 +62,8 @@ class Page:
     notes: tuple[str, ...] = field(default=())
     restored: Mapping[str, Any] = field(default_factory=dict)
     """Of an archive: `sha256` and `num_bytes` of the graph it was made of."""
+    weights: Mapping[str, int] = field(default_factory=dict)
+    """Of mixed precision: bits -> how many weights the report says are kept in them."""
 
 
 def write_page(folder: Path, page: Page) -> None:

@@ -30,6 +30,7 @@ def prune_weights(model: nn.Module, config: Config, context: Context) -> tuple[n
     twin = plain_copy(model)
     inputs, targets = context.calibration()
     layers, _ = masked_layers(twin, config)
+    _require_enough(layers, config)
     torch.manual_seed(context.job.train.seed)
     masks: dict[str, Tensor] = {}
     for number in range(1, config.rounds + 1):
@@ -47,7 +48,6 @@ def prune_weights(model: nn.Module, config: Config, context: Context) -> tuple[n
         twin.zero_grad(set_to_none=True)
         if number < config.rounds:
             recover(twin, context, epochs=config.recover_epochs, masks=masks)
-    _require_some(masks)
     return plain_copy(twin), masks
 
 
@@ -87,13 +87,20 @@ def _scores(layer: Layer, importance: str) -> Tensor:
 
 
 def _largest(scores: dict[str, Tensor], ratio: float) -> dict[str, Tensor]:
-    """Return masks that keep the best of all layers together: a layer that matters more keeps more."""
-    flat = torch.cat([score.flatten() for score in scores.values()])
+    """Return masks that keep the best of all layers together: a layer that matters more keeps more, none loses all."""
+    flat = torch.cat([_first_kept(score.flatten()) for score in scores.values()])
     gone = flat.argsort()[: int(len(flat) * ratio)]
     kept = torch.ones(len(flat), dtype=torch.bool)
     kept[gone] = False
     parts = torch.split(kept, [score.numel() for score in scores.values()])
     return {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
+
+
+def _first_kept(score_N: Tensor) -> Tensor:
+    """Return a layer's scores with the best above any other's: without it nothing would go through the layer."""
+    score_N = score_N.clone()
+    score_N[score_N.argmax()] = torch.inf
+    return score_N
 
 
 def _two_of_four(scores: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -149,9 +156,11 @@ def _choose(saliency: Tensor, kept: Tensor, kind: str) -> Tensor:
     return flat.view_as(kept)
 
 
-def _require_some(masks: dict[str, Tensor]) -> None:
-    empty = [name for name, mask in masks.items() if not mask.any()]
-    if empty:
+def _require_enough(layers: dict[str, Layer], config: Config) -> None:
+    """Raise ExportError where fewer weights would be left than there are layers, each of which keeps its best one."""
+    total = sum(layer.weight.numel() for layer in layers.values())
+    left = total - int(total * config.ratio)
+    if config.kind != "2:4" and left < len(layers):
         raise ExportError(
-            f"the ratio leaves not one weight in {empty[0]}", hint="lower the ratio, or name the layer in `keep`"
+            f"the ratio leaves {left} weights for {len(layers)} layers", hint="lower it, or name layers in `keep`"
         )

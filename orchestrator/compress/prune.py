@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from math import floor
+from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator import plugins
 from orchestrator.compress.base import MODULE, Change, Context, State
 from orchestrator.errors import ExportError
 
@@ -14,9 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from orchestrator.plan.compress import Widths
+    from orchestrator.spec.job import JobSpec
 
 Complaint = tuple[str, str, str]
 MASKS = ("unstructured", "2:4")
+_LEAST_A_LAYER = 8
 _IMPORTANCE = {"depth": ("influence", "random")}
 _WEIGHTS = ("magnitude", "taylor", "random")
 
@@ -100,6 +104,26 @@ def plan_problems(config: Config, model: str, widths: Widths | None) -> list[Com
         return [("ratio", f"{config.ratio:g} takes none of {most} {config.kind}", f"at least {1 / most:.3g}")]
     message = f"{unit} leaves every layer as it is: the narrowest has {narrow}"
     return [("multiple_of", message, "set multiple_of=1, or a larger ratio")]
+
+
+def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
+    """Return why a share of all weights leaves layers without any, as (key, message, hint).
+
+    A model says what its layers hold; a layer may be several tensors (seven in a transformer's block), each of which
+    keeps one weight at least.
+    """
+    light = plugins.light_config("models", job.model.use)
+    model: Any = plugins.load("models", job.model.use) if light is not None else None
+    if config.kind != "unstructured" or not hasattr(model, "layer_costs"):
+        return []
+    costs = model.layer_costs(plugins.build_config(model.Config, job.model.options))
+    held = [weights for _, weights in costs if weights]
+    least = _LEAST_A_LAYER * len(held)
+    left = sum(held) - int(sum(held) * config.ratio)
+    if left >= least:
+        return []
+    message = f"{config.ratio:g} leaves {left} of {sum(held):,} weights for {len(held)} layers: some would have none"
+    return [("ratio", message, f"at most {floor(1e4 * (1 - least / sum(held))) / 1e4:g}")]
 
 
 def build(config: Config) -> Prune:

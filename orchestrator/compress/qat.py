@@ -76,14 +76,14 @@ def put_on_grids(model: nn.Module, config: Config, context: Context) -> None:
         raise ExportError("no linear layer or convolution is there to be trained on a grid", hint="leave `qat` out")
     inputs: Mapping[str, nn.Module] = {}
     if config.scheme == "int8-static":
-        inputs = _observed(model, layers, context.calibration()[0])
+        inputs = observed(model, layers, context.calibration()[0])
     elif config.scheme == "int8-dynamic":
         inputs = {name: Momentary() for name in layers}
     for name, layer in layers.items():
         wear(layer, grid_of(config), inputs.get(name))
 
 
-def _observed(model: nn.Module, layers: Mapping[str, nn.Module], inputs_B: Tensor, rows: int = 64) -> dict[str, Range]:
+def observed(model: nn.Module, layers: Mapping[str, nn.Module], inputs_B: Tensor, rows: int = 64) -> dict[str, Range]:
     """Return the range of every layer's inputs over the calibration samples; layers that read one tensor share it."""
     first: dict[str, str] = {}
     ends: dict[str, tuple[float, float]] = {}
@@ -122,15 +122,11 @@ def overrides(path: Path, learnt: Learnt) -> dict[str, list[dict[str, Any]]]:
     import onnx
     from onnxruntime.quantization import QuantType
 
-    graph = onnx.load(str(path)).graph
-    weights = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
-    readers = {node.input[1]: node for node in graph.node if len(node.input) > 1 and node.input[1] in weights}
-    makers = {output: node for node in graph.node for output in node.output}
+    readers = readers_of(path, {name: learnt.model.get_submodule(name) for name in learnt.ranges})
+    makers = {output: node for node in onnx.load(str(path)).graph.node for output in node.output}
     found: dict[str, list[dict[str, Any]]] = {}
     for name, span in learnt.ranges.items():
-        weight = learnt.model.get_submodule(name).weight.numpy()  # type: ignore[operator]
-        reader = next((node for key, node in readers.items() if _same(weights[key], weight)), None)
-        if reader is None:
+        if name not in readers:
             raise ExportError(f"layer '{name}' is not found in the exported graph by its weights", hint="leave qat out")
         scale, zero = span.scale_and_zero()
         entry = {
@@ -138,8 +134,26 @@ def overrides(path: Path, learnt: Learnt) -> dict[str, list[dict[str, Any]]]:
             "scale": np.array(scale, dtype=np.float32),
             "zero_point": np.array(zero, dtype=np.uint8),
         }
-        for tensor in _handed_on(reader.input[0], makers):
+        for tensor in _handed_on(readers[name].input[0], makers):
             found.setdefault(tensor, [entry])
+    return found
+
+
+def readers_of(path: Path, layers: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """Return the node of a graph that reads each layer's weight; layers that none reads as it is are left out."""
+    import onnx
+
+    graph = onnx.load(str(path)).graph
+    stored = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+    readers = [(node, stored[name]) for node in graph.node for name in node.input[:2] if name in stored]
+    found: dict[str, Any] = {}
+    for name, layer in layers.items():
+        weight: Any = layer.weight
+        table = isinstance(layer, nn.Embedding)  # a tied head has the same numbers
+        mine = [node for node, value in readers if _same(value, weight.detach().numpy())]
+        node = next((node for node in mine if (node.op_type == "Gather") == table), None)
+        if node is not None:
+            found[name] = node
     return found
 
 

@@ -10,15 +10,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.compress.codebooks import Tied
 from orchestrator.compress.crew import Crew
-from orchestrator.data.order import SampleOrder, slice_for
+from orchestrator.compress.features import Features
+from orchestrator.data.order import SampleOrder, random_words, slice_for
 from orchestrator.errors import ExportError, TrainError
 from orchestrator.export.score import cast_inputs
 from orchestrator.parallel.grads import clip_gradients, gradient_norm
@@ -32,6 +34,8 @@ from orchestrator.train.optim import build_optimizer
 from orchestrator.train.schedule import Cosine
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from orchestrator.compress.base import Context
 
 ALONE = Layout()
@@ -40,11 +44,18 @@ _CACHE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Lessons:
-    """What a teacher adds: `weight` of the loss is its softened answers' (Hinton et al. 2015)."""
+    """What a teacher adds: `weight` of the loss is its softened answers' (Hinton et al. 2015).
+
+    `mixup`: it is asked about blends of two samples, of which there are more than samples (Beyer et al. 2022).
+    """
 
     teacher: nn.Module
     temperature: float = 4.0
     weight: float = 0.7
+    mixup: bool = False
+    features: tuple[str, ...] | str = ()
+    features_weight: float = 1.0
+    """Inner layers by path (or `auto`), and how much their distance to the teacher's counts beside all else."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,9 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
     steps = course.steps or max(1, ceil(course.epochs * len(split) / size))
     order = SampleOrder(len(split), size, job.train.seed if course.seed is None else course.seed)
     loss, told = build_loss(job, context.plan), _Teacher(course.lessons, context) if course.lessons else None
+    features = None
+    if course.lessons is not None and course.lessons.features:
+        features = Features(model, course.lessons, context)
     parallel = crew.apply(model.requires_grad_(True), context)
     module = parallel.module
     optimizer = build_optimizer(_optim(job.optim, course.lr), module.named_parameters())
@@ -117,10 +131,13 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
     module.train()
     total = torch.zeros(())
     for step in range(steps):
-        (own,) = slice_for(order.indices(step), crew.data_rank, crew.num_data_ranks, 1)
-        rows = torch.from_numpy(own.copy())
+        rows = _own(order.indices(step), crew)
         inputs, targets = split.batch(rows)
         inputs = cast_inputs(inputs, context.dtype)
+        if told is not None and told.blends:
+            others = cast_inputs(split.batch(_own(np.roll(order.indices(step), 1), crew))[0], context.dtype)
+            shares = _own(_shares(size, order.seed, step), crew).to(inputs)
+            inputs = inputs.lerp(others, shares.view(-1, *[1] * (inputs.dim() - 1)))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule.factor(step, steps)
         outputs = parallel(inputs)
@@ -128,6 +145,8 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
         total = loss.sum(outputs, targets) / _mean_count(loss.count(targets), len(targets), crew)
         if told is not None:
             total = told.mix(total, outputs, rows, inputs)
+        if features is not None and course.lessons is not None:
+            total = total + course.lessons.features_weight * features.distance(inputs)
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         parallel.reduce_gradients()
@@ -144,8 +163,21 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
         for weight, cover in covers:
             weight.masked_fill_(cover, 0.0)  # a product would leave zeros of either sign
         tied.settle()
+    if features is not None:
+        features.leave()
     mean = sum_over_ranks(total.detach().clone()) / crew.num_data_ranks
     return module, Recovered(steps, float(mean))
+
+
+def _own(batch: NDArray[Any], crew: Crew) -> Tensor:
+    """Return this rank's piece of what a whole batch has in a row."""
+    (piece,) = slice_for(batch, crew.data_rank, crew.num_data_ranks, 1)
+    return torch.from_numpy(piece.copy())
+
+
+def _shares(count: int, seed: int, step: int) -> NDArray[np.float64]:
+    """Return how much of another sample each one of a step's batch takes, uniform in [0, 1), whatever the layout."""
+    return random_words(count, "mixup", seed, step) / 2.0**64
 
 
 def _mean_count(count: int | None, rows: int, crew: Crew) -> float:
@@ -178,9 +210,10 @@ class _Teacher:
         self._lessons = lessons
         self._model = lessons.teacher.eval()
         split = context.data.splits["train"]
+        self.blends = lessons.mixup
         first = self._ask(cast_inputs(split.batch(torch.arange(1))[0], context.dtype))
         self._known: Tensor | None = None
-        if first.numel() * first.element_size() * len(split) <= _CACHE_BYTES:
+        if not self.blends and first.numel() * first.element_size() * len(split) <= _CACHE_BYTES:
             parts = [
                 self._ask(cast_inputs(split.batch(torch.arange(at, min(at + 256, len(split))))[0], context.dtype))
                 for at in range(0, len(split), 256)

@@ -59,6 +59,7 @@ def table(outcome: Outcome) -> list[str]:
     lines = [f"{'step':<16} {'bytes':>12} {'x smaller':>9} {'parameters':>11}  quality (validation)      seconds"]
     for step in (outcome.baseline, *outcome.steps):
         lines.append(_row(step, outcome.baseline.size_bytes))
+        lines += _layer_rows(step)
     if outcome.error:
         lines.append(f"FAILED: {outcome.error}")
         lines += [f"  {outcome.hint}"] if outcome.hint else []
@@ -71,6 +72,18 @@ def _row(step: StepReport, before: int) -> str:
     shown = ", ".join(f"{name.rpartition('/')[2]} {value:.4f}" for name, value in sorted(step.metrics.items()))
     ratio = before / step.size_bytes
     return f"{step.name:<16} {step.size_bytes:>12,} {ratio:>9.2f} {step.params:>11,}  {shown:<24} {step.seconds:>8.1f}"
+
+
+def _layer_rows(step: StepReport) -> list[str]:
+    """Return a row for every layer of mixed precision: its bits, and what fewer would add to the loss by itself."""
+    rows = step.facts.get("layers", ())
+    if not rows:
+        return []
+    found = [f"    {'layer':<40} {'weights':>10} {'bits':>4}  validation loss added when it alone has fewer bits"]
+    for row in rows:
+        losses = ", ".join(f"{bits}: {loss:+.5f}" for bits, loss in sorted(row["losses"].items(), reverse=True))
+        found.append(f"    {row['name']:<40} {row['weights']:>10,} {row['bits']:>4}  {losses}")
+    return found
 
 
 def _file_lines(outcome: Outcome) -> list[str]:

@@ -48,7 +48,7 @@ Parameters = Mapping[str, Tensor]
 def prune_structure(model: nn.Module, config: Config, context: Context) -> nn.Module:
     """Return a copy without the least important parts. Raises ExportError when there is nothing of the kind left."""
     twin = plain_copy(model)
-    groups = _present(twin, _declared(context, config.kind), config)
+    groups = _present(twin, declared(context, config.kind), config)
     parameters = dict(twin.named_parameters(remove_duplicate=False))
     widths = {
         name: len(_along(parameters[slices[0].parameter], slices[0])) // slices[0].chunk
@@ -71,11 +71,12 @@ def prune_structure(model: nn.Module, config: Config, context: Context) -> nn.Mo
     return plain_copy(twin)
 
 
-def _declared(context: Context, kind: str) -> Groups:
+def declared(context: Context, kind: str) -> Groups:
+    """Return what the model says belongs together. Raises ExportError when it says nothing."""
     use = context.job.model
     plugin: Any = plugins.load("models", use.use)
     if not hasattr(plugin, "coupled"):
-        raise ExportError(f"model {use.use} does not declare `coupled`, so its {kind} cannot be pruned")
+        raise ExportError(f"model {use.use} does not declare `coupled`, so its {kind} cannot be found")
     config = plugins.build_config(plugin.Config, use.options)
     groups: Groups = plugin.coupled(config).get(kind, {})
     return groups

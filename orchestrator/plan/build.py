@@ -14,6 +14,7 @@ from orchestrator.errors import PlanError, Problem
 from orchestrator.plan.available import Available
 from orchestrator.plan.axes import axis_problems, context_attention, plan_stages, unused_keys
 from orchestrator.plan.compress import compress_problems
+from orchestrator.plan.cut import init_problems
 from orchestrator.plan.float8 import float8_problems
 from orchestrator.plan.layout import Layout
 from orchestrator.plan.match import match_problems
@@ -42,6 +43,7 @@ def build_plan(job: JobSpec, available: Available, data_shape: DataShape | None 
     resources = _resources(job, available, layout, problems)
     batch = _batch(job, data, layout, problems)
     problems += match_problems(job, model, data, layout)
+    problems += init_problems(job)
     problems += axis_problems(job, layout)
     problems += speed_problems(job, layout)
     problems += float8_problems(job, layout, resources, available)

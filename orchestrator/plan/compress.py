@@ -1,8 +1,8 @@
 """Do the compression steps fit model and data? What can be known without torch, before anything trains.
 
 A model may say `prunable(config) -> {kind: {name: width}}`: what structural pruning can make narrower, and how wide it
-is. A step may say `plan_problems(config, model, widths)`, `job_problems(config, job)` and
-`layout_problems(config, job, layout)`: what does not work out, as (key, message, hint).
+is. A step may say `plan_problems(config, model, widths)`, `job_problems(config, job)`, `data_problems(config, data)`
+and `layout_problems(config, job, layout)`: what does not work out, as (key, message, hint).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def compress_problems(job: JobSpec, data: DataShape, layout: Layout, notes: list
             list(plugin.plan_problems(asked, job.model.use, widths)) if hasattr(plugin, "plan_problems") else []
         )
         complaints += plugin.job_problems(asked, job) if hasattr(plugin, "job_problems") else []
+        complaints += plugin.data_problems(asked, data) if hasattr(plugin, "data_problems") else []
         complaints += plugin.layout_problems(asked, job, layout) if hasattr(plugin, "layout_problems") else []
         for key, message, hint in complaints:
             path = f"compress.steps.{index}.{key}" if key else f"compress.steps.{index}"

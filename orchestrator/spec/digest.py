@@ -18,6 +18,9 @@ def deciding_parts(job: JobSpec) -> dict[str, Any]:
     """Return model, data, optimiser and training as plain values, without keys that cannot change the result."""
     parts = job.model_dump(mode="json", include=set(_SECTIONS))
     parts["train"] = {key: value for key, value in parts["train"].items() if key not in _FREE}
+    init = parts["train"].pop("init")
+    if init is not None:  # a job without it keeps the digest it had before there was this key
+        parts["train"]["init"] = {key: value for key, value in init.items() if key != "file" or not init["sha256"]}
     return parts
 
 

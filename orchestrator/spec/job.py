@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from orchestrator.spec.base import Name, Section, Use
+from orchestrator.spec.init import InitSection
 from orchestrator.spec.sweep import SweepSection
 
 
@@ -74,6 +75,8 @@ class TrainSection(Section):
     """Use only deterministic kernels, so that a fault at equal size changes no bit. Costs speed on some GPUs."""
     seed: NonNegativeInt = 0
     """Initial weights, sample order and dropout are functions of this."""
+    init: InitSection | None = None
+    """Weights to begin with, from a file; absent: drawn from the seed."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """Layout of image tensors; auto: channels_last for images, unless the model says `image_input = False`."""
     loss: Use | None = None

@@ -46,6 +46,7 @@ _PARTS = {
     "train.loss": "losses",
     "train.metrics": "metrics",
     "train.callbacks": "callbacks",
+    "train.init.cut_from": "models",
     "compress.steps": "compressors",
     "export": "exporters",
     "sweep.search": "searchers",

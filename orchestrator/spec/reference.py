@@ -66,7 +66,7 @@ def _section(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str
     yield ""
     yield from _table(node, schema)
     for key, value in node["properties"].items():
-        inner = resolve(value, schema)
+        inner = _node_of(value, schema)
         items = resolve(value["items"], schema) if "items" in value else inner
         if key == "space":
             items = _node_of(value["additionalProperties"], schema)

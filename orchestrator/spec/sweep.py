@@ -69,6 +69,19 @@ class SweepParam(Section):
         return self
 
 
+class SweepCost(Section):
+    """Money, in whatever currency the price is in. It is worker seconds by their price: what idles is not counted."""
+
+    worker_hour: PositiveFloat
+    """Price of one worker (a process with its CPUs and GPUs) for an hour."""
+    limit: PositiveFloat | None = None
+    """No trial begins once all trials together have cost this much. Absent: the cost is told, nothing more."""
+
+    def of(self, worker_s: float) -> float:
+        """Return what so many worker seconds cost."""
+        return worker_s / 3600 * self.worker_hour
+
+
 class SweepSection(Section):
     """A search over this job: `orchestrator sweep JOB`. `orchestrator run JOB` trains the job as it stands."""
 
@@ -83,7 +96,8 @@ class SweepSection(Section):
     `compress/size_ratio`, `compress/latency_ms`; and their direction. Several: a Pareto front. Absent: what
     `train.monitor` names."""
     search: Use = Use(use="random")
-    """Where points come from: random, grid, sobol, tpe, gp, nsga2, pbt, or your own."""
+    """Where points come from: random, grid, sobol, tpe, gp, nsga2, pbt (population based training), supernet (one net's
+    parts), or your own."""
     scheduler: Use = Use(use="fifo")
     """Which trials end early: fifo (none), asha, hyperband, median, or your own."""
     trials: PositiveInt | None = None
@@ -92,6 +106,8 @@ class SweepSection(Section):
     """No trial begins later than this many seconds after the start (of all attempts together)."""
     worker_s: PositiveFloat | None = None
     """No trial begins once all trials together have used this many seconds of workers (processes x seconds)."""
+    cost: SweepCost | None = None
+    """What a worker costs, and what the sweep may."""
     parallel_trials: PositiveInt | Literal["auto"] = "auto"
     """Trials at a time; auto: as many as fit."""
     repeats: PositiveInt = 1

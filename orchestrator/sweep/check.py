@@ -22,9 +22,11 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.spec.problems import find_problems
 from orchestrator.spec.resolve import resolved_data
 from orchestrator.spec.sweep import SweepParam
-from orchestrator.sweep.check_names import name_problems, parsed, texts
+from orchestrator.sweep.check_names import name_problems, texts
 from orchestrator.sweep.check_objectives import metric_advice, objective_problems
+from orchestrator.sweep.check_points import condition_problems, constraint_problems
 from orchestrator.sweep.check_population import population_problems
+from orchestrator.sweep.check_supernet import is_supernet, points_to_probe, supernet_problems
 from orchestrator.sweep.feasible import Feasible, Infeasible, Limits, judge_point
 from orchestrator.sweep.objectives import known_metrics
 from orchestrator.sweep.point import Point
@@ -32,7 +34,6 @@ from orchestrator.sweep.population import breeds
 from orchestrator.sweep.space import Param, Space, build_param, sort_params
 from orchestrator.wording import join, nearest, shown
 
-TRIES = 200
 _FORBIDDEN = {"sweep": "a sweep cannot change itself", "name": "trials are named by number", "version": "it is fixed"}
 _FORBIDDEN |= dict.fromkeys(
     ("track", "cluster.address", "cluster.storage", "cluster.max_failures"), "it belongs to the whole sweep"
@@ -93,10 +94,12 @@ class _Checker:
             for each in self.space.params
             if not any(f"{path}.".startswith(f"sweep.space.{each.path}.") for path in bad)
         ]
-        if not any(path.startswith("sweep.constraints") for path in bad):
-            found += self._constraints(Space(tuple(good), self.base.resolved))
+        sound = Space(tuple(good), self.base.resolved)
+        found += condition_problems(sound, self.sweep, self.space.params)
+        if self.base.job is not None and not any(path.startswith("sweep.constraints") for path in bad):
+            found += constraint_problems(self.data, self.sweep, sound, self.limits)
         found += population_problems(self.sweep, self.base.job, self.base.plan, self.space)
-        return found + self._objectives() + self._scheduler() + self._length()
+        return found + self._objectives() + self._scheduler() + self._length() + self._supernet(found)
 
     def _param(self, param: Param) -> list[Problem]:
         for path, why in _FORBIDDEN.items():
@@ -160,31 +163,6 @@ class _Checker:
                     found.append(Problem(place, message, "give one of its values", "out-of-range"))
         return found
 
-    def _constraints(self, space: Space) -> list[Problem]:
-        """Some point must satisfy all constraints; asked of every point, or of many drawn ones."""
-        constraints = [text for text in texts(self.sweep.get("constraints")) if parsed(text) is not None]
-        if not constraints or self.base.job is None:
-            return []
-        size = space.size(TRIES)
-        whole = size is not None and size < TRIES
-        drawn = (space.from_units([self.random.random() for _ in space.params]) for _ in range(TRIES))
-        reasons: dict[str, int] = {}
-        for point in space.grid() if whole else drawn:
-            judged = judge_point(self.data, point, constraints, self.limits)
-            if isinstance(judged, Feasible) or judged.kind in ("plan", "memory"):
-                return []
-            if judged.kind == "constraint":
-                reasons[judged.reason] = reasons.get(judged.reason, 0) + 1
-        if not reasons:
-            return []
-        often = max(reasons, key=lambda each: reasons[each])
-        which = next(
-            (index for index, text in enumerate(texts(self.sweep["constraints"])) if often.startswith(text)), 0
-        )
-        asked = f"all {size} points" if whole else f"{TRIES} drawn points"
-        message = f"no point satisfies all constraints ({asked} tried): {often}"
-        return [Problem(join("sweep.constraints", which), message, "loosen it, or widen the space", "no-point")]
-
     def _objectives(self) -> list[Problem]:
         given, base = self.sweep.get("objectives"), self.base
         if not isinstance(given, Mapping) or base.job is None or base.plan is None:
@@ -222,6 +200,16 @@ class _Checker:
             found.append(Problem("sweep.scheduler.metric", message, "add `mode: min` or `mode: max`", "metric"))
         return found
 
+    def _supernet(self, found: list[Problem]) -> list[Problem]:
+        """What a supernet cannot search; single points are looked at when the space is otherwise in order."""
+        if not is_supernet(self.sweep):
+            return []
+        points = [] if found else points_to_probe(self.space, self.random)
+        constraints = texts(self.sweep.get("constraints"))
+        judged = [judge_point(self.data, point, constraints, self.limits) for point in points]
+        feasible = [each for each in judged if isinstance(each, Feasible)]
+        return list(supernet_problems(self.base.job, self.base.plan, self.sweep, self.space, feasible))
+
     def _metrics(self) -> list[str]:
         base = self.base
         return known_metrics(base.job, base.plan) if base.job is not None and base.plan is not None else []
@@ -229,7 +217,9 @@ class _Checker:
     def _length(self) -> list[Problem]:
         search = self.sweep.get("search")
         name = search.get("use") if isinstance(search, Mapping) else "random"
+        cost = self.sweep.get("cost")
         ends = any(self.sweep.get(key) is not None for key in ("trials", "time_s", "worker_s"))
+        ends = ends or (isinstance(cost, Mapping) and cost.get("limit") is not None)
         if name == "grid":
             endless = [param for param in self.space.params if param.count is None]
             return [

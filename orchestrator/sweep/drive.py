@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.cluster.events import Event
-from orchestrator.cluster.pool import Pool, Room, room_of
+from orchestrator.cluster.gangs import Room, room_of
+from orchestrator.cluster.pool import Pool
 from orchestrator.runs import control
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.sweep import SweepSection
+from orchestrator.supernet.page import supernet_seconds
 from orchestrator.sweep.after import Trained
 from orchestrator.sweep.budget import budget_spent
 from orchestrator.sweep.closing import Closer
@@ -63,9 +65,14 @@ class SweepLoop:
         )  # fmt: skip
         self._smallest: Room | None = None
         self._stopping = self._searching = False
+        self._supernet_s = 0.0
 
     def execute(self) -> None:
         """Run to the end. Whatever is raised, no trial's process is left (the pool is closed by its owner)."""
+        if hasattr(self.source.searcher, "prepare"):
+            workshop = self.source.workshop(self.run, self.job, self.pool, self.on_event, self.tick)
+            self.source.searcher.prepare(workshop)
+        self._supernet_s = supernet_seconds(self.run)
         for trial in list(self.ledger.trials.values()):
             if not trial.is_over:
                 self._begin_again(trial)
@@ -135,7 +142,7 @@ class SweepLoop:
         return self._smallest is None or self.pool.has_room(self._smallest)
 
     def _fresh(self) -> TrialRun | None:
-        self.ended = budget_spent(self.sweep, self.ledger, self.elapsed_s)
+        self.ended = budget_spent(self.sweep, self.ledger, self.elapsed_s, self._supernet_s)
         if self.ended:
             return None
         known = len(self.ledger.trials)

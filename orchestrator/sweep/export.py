@@ -13,21 +13,24 @@ from typing import Any
 from orchestrator.cluster.ending import finish_stage
 from orchestrator.errors import ExportError
 from orchestrator.runs.paths import RunDir
-from orchestrator.runs.record import update_record
+from orchestrator.runs.record import read_record, update_record
 from orchestrator.runs.spool import SpoolWriter
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.sweep import SweepSection
+from orchestrator.sweep.crown import claim_name
+from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.summary import Summary
-from orchestrator.tracking.request import amend_request
 
 
 def export_trials(
-    sweep: RunDir, job: JobSpec, section: SweepSection, summary: Summary
+    sweep: RunDir, job: JobSpec, section: SweepSection, summary: Summary, ledger: Ledger
 ) -> tuple[dict[int, Mapping[str, float]], tuple[str, ...]]:
     """Export what `sweep.export` says; return the test metrics by trial, and a note for each that failed."""
     wanted = {"front": list(summary.front), "best": list(summary.front[:1]), "none": []}[section.export]
     exported: dict[int, Mapping[str, float]] = {}
     notes: list[str] = []
+    if wanted:
+        claim_name(sweep, job, ledger, summary.front[0])
     for key in wanted:
         trial = summary.trials[key]
         run = RunDir(sweep.trials / trial.name)
@@ -36,12 +39,9 @@ def export_trials(
                 f"{trial.name} has no checkpoint left to export: `orchestrator run {run.path}/job.yaml` trains it"
             )
             continue
-        if key == summary.front[0]:
-            amend_request(run, register_as=job.track.register_as, alias=job.track.alias)
+        state = read_record(run).state
         found = _compressed(run) if run.compressed.is_dir() else finish_stage(run, lambda event: None)
-        update_record(run, state="finished")
-        with SpoolWriter(run.spool / "driver.jsonl") as spool:
-            spool.record("tags", values={"front": "true", "best": str(key == summary.front[0]).lower()})
+        update_record(run, state=state)
         if found.get("status") == "ok":
             exported[key] = dict(found.get("metrics", {}))
         else:

@@ -39,7 +39,7 @@ class Generations(Source):
     def __init__(self, data: Mapping[str, Any], job: JobSpec, space: Space, ledger: Ledger, limits: Limits) -> None:
         """Raises JobFileError when no point of the space gives a job that can be planned."""
         super().__init__(data, job, space, ledger, limits)
-        self._breeder = cast(Breeder, self._searcher)
+        self._breeder = cast(Breeder, self.searcher)
         self._ends = ends_of(_batch_of(data, space, limits), self._breeder.interval)
 
     @property

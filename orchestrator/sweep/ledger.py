@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from orchestrator.sweep.trial import Trial
 class Ledger:
     """Appends to and folds `sweep/ledger.jsonl`. `history` holds what schedulers are told, in order.
 
-    Its entries are (trial, number of the evaluation, metrics); number 0 says that the trial has ended.
+    Its entries are (trial, number of the evaluation, metrics); number 0 says that the trial has ended. `crowned` are
+    the trials that were on the front at any end.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,6 +38,7 @@ class Ledger:
         self.trials: dict[int, Trial] = {}
         self.by_digest: dict[str, Trial] = {}
         self.history: list[tuple[int, int, Mapping[str, float]]] = []
+        self.crowned: list[int] = []
         self.asked = 0
         self.spent_s = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,13 +51,23 @@ class Ledger:
             os.close(self._fd)
             self._fd = -1
 
-    def propose(self, point: Point, *, origin: str, asked: int, birth: Birth | None = None) -> Trial:
+    def propose(
+        self,
+        point: Point,
+        *,
+        origin: str,
+        asked: int,
+        settings: Mapping[str, Any] | None = None,
+        predicted: Mapping[str, float] | None = None,
+        birth: Birth | None = None,
+    ) -> Trial:
         """Add a point as the next trial; `asked` is how often the searcher was asked by now."""
         number = max(self.trials, default=-1) + 1
         born = {"birth": asdict(birth)} if birth is not None else {}
         self._append(
             {"event": "proposed", "trial": number, "point": dict(point), "hash": point_hash(point), "origin": origin,
-             "asked": asked, **born}
+             "asked": asked, **({"settings": dict(settings)} if settings else {}),
+             **({"predicted": dict(predicted)} if predicted else {}), **born}
         )  # fmt: skip
         return self.trials[number]
 
@@ -98,6 +110,10 @@ class Ledger:
              "step": trial.step, "total_steps": trial.total_steps, "model": trial.model}
         )  # fmt: skip
 
+    def crown(self, front: Sequence[int]) -> None:
+        """Note which trials are about to be told that they are on the front."""
+        self._append({"event": "crowned", "front": list(front)})
+
     def spend(self, seconds: float) -> None:
         """Note how long this start of the sweep has lasted in all."""
         self._append({"event": "spent", "seconds": seconds})
@@ -136,6 +152,9 @@ class Ledger:
         if event == "proposed":
             self._add(record)
             return
+        if event == "crowned":
+            self.crowned = sorted({*self.crowned, *map(int, record["front"])})
+            return
         if event == "spent":
             self.spent_s += float(record["seconds"])
             return
@@ -151,7 +170,8 @@ class Ledger:
         if point_hash(point) != record["hash"]:
             raise ValueError(f"the point of trial {record['trial']} is not what its hash {record['hash']} says")
         birth = Birth(**record["birth"]) if "birth" in record else None
-        trial = Trial(int(record["trial"]), point, record["hash"], record["origin"], birth=birth)
+        settings, predicted = dict(record.get("settings", {})), dict(record.get("predicted", {}))
+        trial = Trial(int(record["trial"]), point, record["hash"], record["origin"], settings, predicted, birth=birth)
         self.trials[trial.number] = trial
         self.by_digest[trial.digest] = trial
         self.asked = max(self.asked, int(record["asked"]))

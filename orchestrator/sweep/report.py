@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import write_json
 from orchestrator.spec.job import JobSpec
+from orchestrator.supernet.page import supernet_seconds
 from orchestrator.sweep.check import build_space
 from orchestrator.sweep.closing import front_of
+from orchestrator.sweep.correlation import as_metrics, as_tags
+from orchestrator.sweep.crown import crown
 from orchestrator.sweep.importance import importance
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.objectives import objectives_of
@@ -34,7 +37,8 @@ class Report:
         """Return the sweep as it stands."""
         objectives = objectives_of(self.job)
         front = front_of(self.ledger, objectives)
-        return Summary(self.job, objectives, self.ledger.trials, front, elapsed_s, why, exported)
+        spent_s = supernet_seconds(self.run)
+        return Summary(self.job, objectives, self.ledger.trials, front, elapsed_s, why, exported, supernet_s=spent_s)
 
     def progress(self, ended: int, summary: Summary) -> None:
         """Tell MLflow how far the search is: best values and counts, at the number of trials that have ended."""
@@ -47,6 +51,7 @@ class Report:
 
     def end(self, state: str, said: str, summary: Summary) -> tuple[int, TrackingState]:
         """Write the files, tell MLflow, wait until all is shipped; return how many records remain, and the state."""
+        crown(self.run, self.ledger, summary.front)
         trials = [*summary.trials.values()]
         shares = importance(trials, build_space(self.job), summary.objectives) if state == "finished" else {}
         page = {"name": self.run.run_id, "state": state, **as_data(summary), "importance": shares}
@@ -58,6 +63,10 @@ class Report:
         self.tracking.keep(self.run.sweep / "summary.json", "sweep")
         if summary.best is not None:
             self.tracking.tags({"best_trial": summary.best.name})
+        found = summary.correlations
+        if found:
+            self.tracking.metrics(sum(trial.is_over for trial in trials), as_metrics(found))
+            self.tracking.tags(as_tags(found))
         rows = [("state", state), *note_rows(summary)]
         note = build_note(said, rows, command=self.command, text=self.job.track.description)
         return self.tracking.end(state, note)

@@ -108,7 +108,7 @@ def require_same_trials(run: RunDir, data: Mapping[str, Any], ledger: Ledger) ->
 
 def _is_another(data: Mapping[str, Any], trial: Trial) -> bool:
     try:
-        job, problems, _ = find_problems(apply_point(data, trial.point))
+        job, problems, _ = find_problems(apply_point(data, trial.values_by_path))
     except NoSuchPlaceError:
         return True
     if job is None or problems:

@@ -40,6 +40,7 @@ from orchestrator.sweep.result import SweepResult
 from orchestrator.sweep.resume import require_same_job, require_same_trials
 from orchestrator.sweep.schedule import sample_needs, schedule_line, warm_start
 from orchestrator.sweep.schedulers import build_scheduler, replay
+from orchestrator.sweep.settle import settle
 from orchestrator.sweep.shared import kept_in
 from orchestrator.sweep.summary import Summary, verdict
 from orchestrator.sweep.told import SweepTracking
@@ -208,7 +209,7 @@ class _Driver:
         notes: tuple[str, ...] = ()
         if summary.front and not stopped and self.sweep.export != "none":
             self.on_event(Event("finishing", f"exporting the {self.sweep.export}, verifying, evaluating"))
-            exported, notes = export_trials(self.run, self.job, self.sweep, summary)
+            exported, notes = export_trials(self.run, self.job, self.sweep, summary, self.ledger)
             summary = self._summary(exported)
         summary = replace(summary, layouts=layout_rows(self.data, build_space(self.job), summary.trials.values()))
         state = "stopped" if stopped else "finished" if summary.front else "failed"
@@ -253,6 +254,8 @@ class _Driver:
             self.session.kill()
         if self.loop is not None:
             self.loop.close_open("the sweep was interrupted")
+        else:  # trials of a driver that was killed are not left open because this one could not start
+            settle(self.run, self.ledger, "the sweep was interrupted")
         update_record(self.run, state=state, verdict=said, ended=now_iso())
         self._tell(state, said, self._summary())
 

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.cluster.pool import Pool, room_of
+from orchestrator.cluster.gangs import room_of
+from orchestrator.cluster.pool import Pool
 from orchestrator.plan.plan import Resources
 from orchestrator.spec.sweep import SweepSection
 from orchestrator.sweep.feasible import Feasible, Limits, judge_point

@@ -37,8 +37,25 @@ class SearchTask:
     asked: int = 0
 
 
+@dataclass(frozen=True)
+class About:
+    """What a searcher says of a point that it asked. `origin`: whence it is, "" as usual.
+
+    `settings` are further values of the trial's job, by path: they do not vary, so they are no part of the point.
+    `predicted`: metrics that the searcher expects of the trial; what comes is compared with them at the end.
+    """
+
+    origin: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    predicted: Mapping[str, float] = field(default_factory=dict)
+
+
 class Searcher(Protocol):
-    """What a plug-in of the group `searchers` builds: `build(config, task)` returns one."""
+    """What a plug-in of the group `searchers` builds: `build(config, task)` returns one.
+
+    It may also have `prepare(workshop)`, called once before the first point (see `sweep.workshop`), `about(point)`,
+    which returns an `About`, and the attributes `finite` (it ends by itself) and `exhausted` (why it does, in words).
+    """
 
     def ask(self) -> Point | None:
         """Return the next point, values by path of the parameters that are there; None: there are no more."""

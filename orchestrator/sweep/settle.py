@@ -23,7 +23,9 @@ def settle(run: RunDir, ledger: Ledger, reason: str) -> None:
             folder = trial_folder(run, trial, repeat)
             if folder.path.is_dir() and _is_open(folder):
                 state = _state_of(trial, repeat)
-                end_folder(folder, state, f"{state}: {trial.reason or reason}", tags={"trial.state": state})
+                why = trial.reason if state == trial.state else reason
+                note = f"{state}: {why}" if why else state
+                end_folder(folder, state, note, tags={"trial.state": state})
 
 
 def last_sign_s(run: RunDir) -> float:

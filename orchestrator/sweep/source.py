@@ -4,20 +4,24 @@ answered here, at no cost, and told to the searcher.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from orchestrator import plugins
+from orchestrator.cluster.events import Event
+from orchestrator.cluster.pool import Pool
+from orchestrator.runs.paths import RunDir
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.sweep import SweepSection
 from orchestrator.sweep.birth import Birth
-from orchestrator.sweep.feasible import Feasible, Limits, judge_point
+from orchestrator.sweep.feasible import Feasible, Infeasible, Limits, judge_point
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.objectives import Objective, objectives_of
 from orchestrator.sweep.point import Point, plain_copy, point_hash, value_at
-from orchestrator.sweep.search import Outcome, Searcher, SearchTask
+from orchestrator.sweep.search import About, Outcome, Searcher, SearchTask
 from orchestrator.sweep.space import Space
 from orchestrator.sweep.trial import Trial
+from orchestrator.sweep.workshop import Workshop
 
 MAX_IN_A_ROW = 500
 """Points in a row that give no new feasible one before the search counts as exhausted."""
@@ -40,11 +44,11 @@ class Source:
         self._in_a_row = 0
         self._asked = ledger.asked
         task = SearchTask(space, self.objectives, self._sweep.seed, self._asked)
-        self._searcher: Searcher = plugins.build("searchers", self._sweep.search.use, self._sweep.search.options, task)
+        self.searcher: Searcher = plugins.build("searchers", self._sweep.search.use, self._sweep.search.options, task)
         self._starts = self._start_points()
         for trial in ledger.trials.values():
             if trial.is_over:
-                self._searcher.tell(trial.point, outcome_of(trial))
+                self.searcher.tell(trial.point, outcome_of(trial))
 
     @property
     def size(self) -> int | None:
@@ -57,19 +61,35 @@ class Source:
 
     def judge(self, trial: Trial) -> Feasible | None:
         """Return the job and plan of a trial; one that is infeasible is closed as such."""
-        judged = judge_point(self._data, trial.point, self._sweep.constraints, self._limits)
+        judged = self.judge_point(trial.values_by_path)
         if isinstance(judged, Feasible):
             return judged
         self._ledger.end(trial, "infeasible", reason=judged.reason)
         self.tell(trial)
         return None
 
+    def judge_point(self, point: Point) -> Feasible | Infeasible:
+        """Return the job and plan of a point, or why it has none."""
+        return judge_point(self._data, point, self._sweep.constraints, self._limits)
+
+    def workshop(
+        self,
+        run: RunDir,
+        job: JobSpec,
+        pool: Pool,
+        on_event: Callable[[Event], None],
+        tick: Callable[[], None],
+    ) -> Workshop:
+        """Return what the searcher may use before its first point."""
+        starts = [complete(given, self._space) for given in self._sweep.start]
+        return Workshop(run, job, pool, self._limits.available, self.judge_point, starts, on_event, tick)
+
     def next(self) -> tuple[Trial, Feasible] | None:
         """Return a new feasible trial; None when there are no more, or when `is_searching`."""
         self.is_searching = False
         if self.ended:
             return None
-        finite = bool(getattr(self._searcher, "finite", False))  # a grid ends by itself
+        finite = bool(getattr(self.searcher, "finite", False))  # a grid ends by itself
         for _ in range(POINTS_A_TICK):
             if not finite and self._in_a_row >= MAX_IN_A_ROW:
                 self._in_a_row = 0
@@ -77,7 +97,7 @@ class Source:
                 return None
             found = self._next_point()
             if found is None:
-                self.ended = "every point of the space was tried"
+                self.ended = getattr(self.searcher, "exhausted", "every point of the space was tried")
                 return None
             feasible = self._look_at(*found)
             if feasible is not None:
@@ -92,23 +112,31 @@ class Source:
         known = self._ledger.by_digest.get(point_hash(point))
         if known is not None:
             if known.is_over:
-                self._searcher.tell(point, outcome_of(known))
+                self.searcher.tell(point, outcome_of(known))
             return None
-        trial = self._ledger.propose(point, origin=origin, asked=self._asked, birth=self._birth())
+        about: About = self.searcher.about(point) if hasattr(self.searcher, "about") else About()
+        trial = self._ledger.propose(
+            point,
+            origin=about.origin or origin,
+            asked=self._asked,
+            settings=about.settings,
+            predicted=about.predicted,
+            birth=self._birth(),
+        )
         feasible = self.judge(trial)
         return None if feasible is None else (trial, feasible)
 
     def tell(self, trial: Trial) -> None:
         """Let the searcher learn how a trial ended."""
         self.ended = ""
-        self._searcher.tell(trial.point, outcome_of(trial))
+        self.searcher.tell(trial.point, outcome_of(trial))
 
     def _next_point(self) -> tuple[Point, str] | None:
         start = next(self._starts, None)
         if start is not None:
             return start, "start"
         self._asked += 1
-        point = self._searcher.ask()
+        point = self.searcher.ask()
         return None if point is None else (point, "search")
 
     def _birth(self) -> Birth | None:

@@ -177,7 +177,7 @@ def sort_params(params: Sequence[Param]) -> tuple[list[Param], list[Param]]:
     """Return the parameters in an order in which each comes after those its `when` names; and those in a circle."""
     left, done = list(params), list[Param]()
     while left:
-        ready = [param for param in left if not any(_speaks_of(param, other) for other in left if other is not param)]
+        ready = [param for param in left if not any(speaks_of(param, other) for other in left if other is not param)]
         if not ready:
             return done, left
         done.append(ready[0])
@@ -185,6 +185,7 @@ def sort_params(params: Sequence[Param]) -> tuple[list[Param], list[Param]]:
     return done, []
 
 
-def _speaks_of(param: Param, other: Param) -> bool:
+def speaks_of(param: Param, other: Param) -> bool:
+    """Say whether the `when` of a parameter speaks of another one."""
     names = param.when.names if param.when is not None else ()
     return any(f"{name}.".startswith(f"{other.path}.") or f"{other.path}.".startswith(f"{name}.") for name in names)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.spec.job import JobSpec
+from orchestrator.sweep.correlation import STAND_ALONE, Correlation, as_rows, correlations
 from orchestrator.sweep.layouts import LayoutRow, rows_as_data
 from orchestrator.sweep.lineage import birth_data, lineage_data, lineage_rows
 from orchestrator.sweep.objectives import Objective
@@ -32,6 +33,7 @@ class Summary:
     why: str = ""
     exported: Mapping[int, Mapping[str, float]] | None = None
     layouts: Sequence[LayoutRow] = ()
+    supernet_s: float = 0.0
 
     @property
     def best(self) -> Trial | None:
@@ -44,9 +46,20 @@ class Summary:
         return dict(Counter(trial.state for trial in self.trials.values()))
 
     @property
+    def correlations(self) -> list[Correlation]:
+        """How well what the searcher expected agrees with what came; [] when it expected nothing."""
+        return correlations(self.trials.values(), self.objectives)
+
+    @property
     def worker_s(self) -> float:
-        """Seconds of workers used."""
-        return sum(trial.seconds * trial.workers for trial in self.trials.values())
+        """Seconds of workers used, by trials and by supernets."""
+        return self.supernet_s + sum(trial.seconds * trial.workers for trial in self.trials.values())
+
+    @property
+    def cost(self) -> float | None:
+        """What the workers used have cost; None where the job does not say their price."""
+        price = self.job.sweep.cost if self.job.sweep is not None else None
+        return price.of(self.worker_s) if price is not None else None
 
     @property
     def saved_steps(self) -> tuple[int, int]:
@@ -56,6 +69,12 @@ class Summary:
             sum(max(0, trial.total_steps - trial.step) for trial in done if trial.state == "stopped"),
             sum(trial.total_steps for trial in done),
         )
+
+
+def _said_of_ranking(summary: Summary) -> str:
+    """Return the rank correlation with nets trained alone, for the verdict; "" when nothing was ranked."""
+    alone = next((each for each in summary.correlations if each.against == STAND_ALONE), None)
+    return f"; ranking: {alone.describe()}" if alone is not None and alone.pairs else ""
 
 
 def count_words(counts: Mapping[str, int]) -> str:
@@ -74,7 +93,9 @@ def verdict(state: str, summary: Summary) -> str:
         return f"{state}: no trial has a result ({count_words(summary.counts)})"
     values = ", ".join(f"{each.name} {number(best.values.get(each.name))}" for each in summary.objectives)
     front = f"; front of {len(summary.front)} trials" if len(summary.objectives) > 1 else ""
-    return f"{state}: best {best.name} with {values} ({point_name(best.point)}){front}; {count_words(summary.counts)}"
+    ranked = _said_of_ranking(summary)
+    counts = count_words(summary.counts)
+    return f"{state}: best {best.name} with {values} ({point_name(best.point)}){front}; {counts}{ranked}"
 
 
 def note_rows(summary: Summary) -> list[tuple[str, str]]:
@@ -82,13 +103,17 @@ def note_rows(summary: Summary) -> list[tuple[str, str]]:
     rows = [("trials", count_words(summary.counts))]
     if summary.why:
         rows.append(("ended", summary.why))
-    rows.append(("spent", f"{summary.elapsed_s:.0f} s, {summary.worker_s:.0f} worker seconds"))
+    money = f", cost {summary.cost:.4g}" if summary.cost is not None else ""
+    rows.append(("spent", f"{summary.elapsed_s:.0f} s, {summary.worker_s:.0f} worker seconds{money}"))
     saved, whole = summary.saved_steps
     if saved:
         rows.append(("saved by stopping early", f"{saved:,} of {whole:,} steps ({100 * saved / whole:.0f} %)"))
+    if summary.supernet_s:
+        rows.append(("supernet", f"{summary.supernet_s:.0f} of the worker seconds, to train and rank"))
     shared = sum(len(trial.trained_by) for trial in summary.trials.values())
     if shared:
         rows.append(("trainings reused", f"{shared} (trials that differ only in `compress` share one)"))
+    rows += [("ranking", each.describe()) for each in summary.correlations]
     for key in summary.front[:MOST_ROWS]:
         trial = summary.trials[key]
         values = ", ".join(f"{each.name} {number(trial.values.get(each.name))}" for each in summary.objectives)
@@ -129,9 +154,12 @@ def as_data(summary: Summary) -> dict[str, Any]:
         "counts": summary.counts,
         "elapsed_s": round(summary.elapsed_s, 3),
         "worker_s": round(summary.worker_s, 3),
+        "supernet_s": round(summary.supernet_s, 3),
+        "cost": summary.cost,
         "saved_steps": saved,
         "whole_steps": whole,
         "ended": summary.why,
+        "rank_correlation": as_rows(summary.correlations),
         "layouts": rows_as_data(summary.layouts),
         "lineage": lineage_data(best, summary.trials, summary.objectives),
         "trials": [_trial_data(trial, summary) for _, trial in sorted(summary.trials.items())],
@@ -153,6 +181,8 @@ def _trial_data(trial: Trial, summary: Summary) -> dict[str, Any]:
         "seconds": round(trial.seconds, 3),
         "workers": trial.workers,
         "origin": trial.origin,
+        "settings": plain_copy(trial.settings),
+        "predicted": dict(trial.predicted),
         "trained_by": {str(index): name for index, name in trial.trained_by.items()},
         "birth": birth_data(trial, summary.trials),
         "hash": trial.digest,
@@ -168,15 +198,29 @@ def as_csv(summary: Summary) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     bred = ["generation", "parent"] if any(trial.birth is not None for trial in summary.trials.values()) else []
-    columns = ["trial", "state", "front", *bred, *(shorts[path] for path in paths), *names, "step", "seconds", "reason"]
-    writer.writerow(columns)
+    known = [name for name in names if any(name in trial.predicted for trial in summary.trials.values())]
+    heads = [*(shorts[path] for path in paths), *names, *(f"predicted {name}" for name in known)]
+    writer.writerow(["trial", "state", "front", "origin", *bred, *heads, "step", "seconds", "reason"])
     for _, trial in sorted(summary.trials.items()):
         cells = [short_value(trial.point[path]) if path in trial.point else "" for path in paths]
         values = [trial.values.get(name, "") for name in names]
+        expected = [trial.predicted.get(name, "") for name in known]
         front = "yes" if trial.number in summary.front else ""
         birth = birth_data(trial, summary.trials) or {}
         whose = [birth.get(key, "") for key in bred]
         writer.writerow(
-            [trial.name, trial.state, front, *whose, *cells, *values, trial.step, f"{trial.seconds:.2f}", trial.reason]
+            [
+                trial.name,
+                trial.state,
+                front,
+                trial.origin,
+                *whose,
+                *cells,
+                *values,
+                *expected,
+                trial.step,
+                f"{trial.seconds:.2f}",
+                trial.reason,
+            ]
         )
     return out.getvalue()

@@ -99,6 +99,8 @@ def sweep_params(job: JobSpec, space: Space) -> dict[str, str]:
     for key in ("trials", "time_s", "worker_s", "repeats"):
         if getattr(sweep, key) is not None:
             found[key] = getattr(sweep, key)
+    if sweep.cost is not None:
+        found |= {f"cost.{key}": value for key, value in sweep.cost if value is not None}
     return {key: redact_value(key, value)[:500] for key, value in found.items()}
 
 

@@ -21,14 +21,17 @@ class Trial:
     `trained_by` says for repeats that were not trained whose training they took, `attempts` how often each repeat was
     begun, `digests` what its job was (`spec.digest`). `evaluations` is the number of the newest evaluation, counted
     over repeats; `stopped_at` the one at which the scheduler ended the trial (0: none). `curve` holds (step, metrics)
-    of each. `seconds` is the sum over attempts that are over; `under_way` the repeat and time of one that is not. A
-    member of a population has a `birth`, and a `fork` once it has its parent's checkpoint.
+    of each. `settings` are values of its job beside the point's, `predicted` what the searcher expected. `seconds` is
+    the sum over attempts that are over; `under_way` the repeat and time of one that is not. A member of a population
+    has a `birth`, and a `fork` once it has its parent's checkpoint.
     """
 
     number: int
     point: Point
     digest: str
     origin: str = "search"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    predicted: Mapping[str, float] = field(default_factory=dict)
     state: str = "waiting"
     reason: str = ""
     values: dict[str, float] = field(default_factory=dict)
@@ -59,6 +62,11 @@ class Trial:
     def name(self) -> str:
         """Name of its folder: `t007`."""
         return f"t{self.number:03d}"
+
+    @property
+    def values_by_path(self) -> Point:
+        """What its job has in place of the swept job's values: the point, and the searcher's settings for it."""
+        return {**self.point, **self.settings}
 
     def apply(self, record: Mapping[str, Any]) -> None:
         """Take in one line of the ledger. Raises KeyError, TypeError, ValueError when it is not well-formed."""

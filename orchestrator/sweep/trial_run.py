@@ -71,6 +71,11 @@ class TrialRun:
     began: float = 0.0
     stop_reason: str = ""
 
+    @property
+    def title(self) -> str:
+        """What the job's file says it is."""
+        return f"Trial {self.trial.name}: {point_name(self.trial.point)}"
+
     def open(self, sweep: RunDir) -> Share:
         """Make the folder (or take over what an earlier attempt left); return what the workers are asked.
 
@@ -117,8 +122,7 @@ class TrialRun:
         """Write the job as workers read it, and as a person would run it alone: without what the plan chose here."""
         alone = job.model_copy(update={"sweep": None})
         write_json(self.run.job, resolved_job(alone, self.feasible.plan).model_dump(mode="json"), durable=False)
-        said = f"# Trial {self.trial.name}: {point_name(self.trial.point)}\n"
-        said += f"{lineage_comment(self.trial)}# orchestrator run {self.run.path}/job.yaml\n"
+        said = f"# {self.title}\n{lineage_comment(self.trial)}# orchestrator run {self.run.path}/job.yaml\n"
         (self.run.path / "job.yaml").write_text(said + write(_without_defaults(alone)), encoding="utf-8")
 
     def _track(self, sweep: RunDir, job: JobSpec, *, resume: bool) -> None:
@@ -170,7 +174,7 @@ def end_folder(
     writer.record("status", status=STATUS.get(state, "FAILED"))
     writer.close()
     ending: dict[str, Any] = {"state": _RECORDED.get(state, "failed"), "verdict": note.splitlines()[0]}
-    ending |= {"ended": now_iso(), "metrics": metrics}
+    ending |= {"ended": now_iso()} | ({"metrics": metrics} if metrics else {})
     try:
         update_record(run, **ending)
     except NotAbleError:  # a power cut took it

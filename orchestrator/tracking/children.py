@@ -14,7 +14,7 @@ from orchestrator.tracking import store
 from orchestrator.tracking.cursor import Cursor, load_cursor, spool_files
 from orchestrator.tracking.ending import ending_of_dead_run
 from orchestrator.tracking.pump import Pump, send_request
-from orchestrator.tracking.request import TrackingRequest, read_request, read_state, url_of, write_state
+from orchestrator.tracking.request import TrackingRequest, read_request, read_state, request_path, url_of, write_state
 from orchestrator.tracking.ship import Shipper
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Children:
         self._pumps: dict[str, Pump] = {}
         self._done_bytes: dict[str, int] = {}
         self._below: dict[str, Children] = {}
+        self._asked: dict[str, int] = {}
 
     def round(self) -> int:
         """Ship one portion of every child, and of the children's own; return the number of records dealt with."""
@@ -57,6 +58,10 @@ class Children:
         name, size = run.run_id, _spool_bytes(run)
         if self._done_bytes.get(name) == size:
             return 0
+        asked = request_path(run).stat().st_mtime_ns
+        if self._asked.get(name) != asked:  # the winner is given the name of its model, maybe while it is shipped
+            self._pumps.pop(name, None)
+            self._asked[name] = asked
         pump = self._pumps.get(name) or self._open(run)
         if pump is None:
             self._done_bytes[name] = size

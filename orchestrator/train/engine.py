@@ -31,6 +31,7 @@ from orchestrator.plan.stages import SPLIT_BACKWARD
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.balance import ExpertBalance
 from orchestrator.train.chunked import ChunkedHead
+from orchestrator.train.initial import given_weights, put_weights
 from orchestrator.train.loss import Loss, build_loss, over_split_classes
 from orchestrator.train.metrics import Metric, build_metrics
 from orchestrator.train.optim import build_optimizer
@@ -124,10 +125,26 @@ def _layout_for(layout: Layout, num_processes: int) -> str:
     return f"a multiple of {others}: the other axes take {others} each, which does not divide {num_processes}"
 
 
-def build_engine(job: JobSpec, rank: Rank, load: Callable[[JobSpec], Dataset] = load_dataset) -> Engine:
+def construct_model(job: JobSpec) -> nn.Module:
+    """Return the module that the job's plug-in builds, on whatever device torch builds on now."""
+    module = plugins.build("models", job.model.use, job.model.options)
+    if not isinstance(module, nn.Module):
+        raise PlanError(
+            f"model {job.model.use} gave a {type(module).__name__}, not a torch.nn.Module",
+            hint="see docs/plugins.md#model",
+        )
+    return module
+
+
+def build_engine(
+    job: JobSpec,
+    rank: Rank,
+    load: Callable[[JobSpec], Dataset] = load_dataset,
+    construct: Callable[[JobSpec], nn.Module] = construct_model,
+) -> Engine:
     """Load the data, plan with the numbers at hand, build the model and apply the layout. Collective.
 
-    `load` gives the data set: a process that trains many jobs keeps those it has.
+    `load` gives the data set: a process that trains many jobs keeps those it has. `construct` gives the module.
 
     Raises PlanError when the job does not fit the number of processes there are.
     """
@@ -141,7 +158,7 @@ def build_engine(job: JobSpec, rank: Rank, load: Callable[[JobSpec], Dataset] = 
     memory_format = _memory_format(job, data, plan)
     mesh = build_mesh(plan.layout, rank.device.type)
     tensor_plan = _tensor_plan(job, plan)
-    model = _build_model(job, plan, rank, memory_format, mesh, tensor_plan)
+    model = _build_model(job, plan, rank, memory_format, mesh, tensor_plan, construct)
     synchronise_norms(model.module, data_group(mesh, plan.layout))
     loss, logits_group = build_loss(job, plan), None
     if mesh is not None and _splits_outputs(job, tensor_plan):
@@ -181,17 +198,7 @@ def _num_passes(plan: Plan) -> int:
 
 def build_plain_model(job: JobSpec, *, on_meta: bool = False) -> nn.Module:
     """Build the job's model for one process on the CPU (or without memory), weights not meaningful."""
-    return build_module(lambda: _construct(job), job.train.seed, on_meta=on_meta)
-
-
-def _construct(job: JobSpec) -> nn.Module:
-    module = plugins.build("models", job.model.use, job.model.options)
-    if not isinstance(module, nn.Module):
-        raise PlanError(
-            f"model {job.model.use} gave a {type(module).__name__}, not a torch.nn.Module",
-            hint="see docs/plugins.md#model",
-        )
-    return module
+    return build_module(lambda: construct_model(job), job.train.seed, on_meta=on_meta)
 
 
 def _tensor_plan(job: JobSpec, plan: Plan) -> Mapping[str, Split]:
@@ -249,18 +256,22 @@ def _build_model(
     memory_format: torch.memory_format,
     mesh: DeviceMesh | None,
     tensor_plan: Mapping[str, Split],
+    construct: Callable[[JobSpec], nn.Module],
 ) -> ParallelModel:
     plugin: Any = plugins.load("models", job.model.use)
     init_parameter = getattr(plugin, "init_parameter", None)
     dtype = _DTYPES[job.train.precision]
     seed = job.train.seed
-    module = build_module(lambda: _construct(job), seed, on_meta=init_parameter is not None).to(dtype)
+    module = build_module(lambda: construct(job), seed, on_meta=init_parameter is not None).to(dtype)
+    given = given_weights(job, module)
 
     def materialise(target: nn.Module, copies: Mapping[str, str]) -> None:
         if init_parameter is not None:
             fill(target, init_parameter, seed, rank.device, copies)
         else:
             target.to(rank.device)
+        if given is not None:
+            put_weights(target, given, copies)
 
     units = plugin.shard_units(module) if hasattr(plugin, "shard_units") else ()
     if job.train.float8 != "none":

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
+from torch import nn
 
 from orchestrator.checkpoint.fork import Fork
 from orchestrator.checkpoint.store import CheckpointStore
@@ -25,12 +26,32 @@ from orchestrator.runs.record import read_record, write_json
 from orchestrator.runs.spool import SpoolWriter
 from orchestrator.runs.system import SystemSampler
 from orchestrator.spec.job import JobSpec
-from orchestrator.train.engine import build_engine, load_dataset
+from orchestrator.train.engine import Engine, build_engine, construct_model, load_dataset
 from orchestrator.train.lineage import record_dataset
 from orchestrator.train.loop import fit
 from orchestrator.train.ports import FitResult, NullRecorder, Ports, StepReport
 from orchestrator.train.profile import record_trace
 from orchestrator.train.saver import CheckpointSaver
+from orchestrator.train.step import Stepper
+
+
+def _nothing(engine: Engine, result: FitResult, beat: Callable[[int, str], None]) -> None:
+    """Do nothing after training."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What of a run is not as usual: how its module is made, what a step is, what is done once training has ended.
+
+    `finish` is given the engine with its last weights, the result, and the heartbeat to keep up meanwhile.
+    """
+
+    construct: Callable[[JobSpec], nn.Module] = construct_model
+    stepper: Callable[[Engine], Stepper] = Stepper
+    finish: Callable[[Engine, FitResult, Callable[[int, str], None]], None] = _nothing
+
+
+USUAL = Recipe()
 
 
 def run_rank(
@@ -48,6 +69,7 @@ def run_rank(
     wait_for_go: bool = False,
     judge: Callable[[int, Mapping[str, float]], bool] | None = None,
     load: Callable[[JobSpec], Dataset] = load_dataset,
+    recipe: Recipe = USUAL,
 ) -> FitResult:
     """Train this rank's share and return the result; rank 0 also writes `result.json`.
 
@@ -66,7 +88,7 @@ def run_rank(
         recorder = spool or NullRecorder()
         stack.callback(recorder.close)
         me = _join(job, rank, world_size, local_rank)
-        engine = build_engine(job, me, load)
+        engine = build_engine(job, me, load, recipe.construct)
         if spool is not None:
             record_dataset(spool, run, engine.data)
         store = _open_store(run, job, me, attempt, token)
@@ -88,7 +110,8 @@ def run_rank(
             judge=judge,
             beat=beat,
         )
-        result = fit(engine, ports, saver)
+        result = fit(engine, ports, saver, recipe.stepper)
+        recipe.finish(engine, result, beat)
         if spool is not None:
             record_trace(spool, run)
             write_json(run.result, asdict(result))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -52,22 +53,27 @@ class NullSaver:
         return None, None
 
 
-def fit(engine: Engine, ports: Ports, saver: Saver | None = None) -> FitResult:
+def fit(
+    engine: Engine, ports: Ports, saver: Saver | None = None, stepper: Callable[[Engine], Stepper] = Stepper
+) -> FitResult:
     """Train to the plan's last step (or `ports.until`), or until asked to stop or out of patience. Every rank calls it.
 
+    `stepper` says what a step is, where it is more than one pass over the batch.
     Raises TrainError when loss or gradients stay non-finite, and whatever a callback raises.
     """
-    return Trainer(engine, ports, saver or NullSaver()).run()
+    return Trainer(engine, ports, saver or NullSaver(), stepper).run()
 
 
 class Trainer:
     """One call of `fit`: the pieces that the steps share. `advance` takes one step and all that is due after it."""
 
-    def __init__(self, engine: Engine, ports: Ports, saver: Saver) -> None:
+    def __init__(
+        self, engine: Engine, ports: Ports, saver: Saver, stepper: Callable[[Engine], Stepper] = Stepper
+    ) -> None:
         self.engine, self.ports, self.saver = engine, ports, saver
         self.job, self.batch = engine.job, engine.plan.batch
         self.last_step = min(self.batch.total_steps, ports.until or self.batch.total_steps)
-        self.stepper = Stepper(engine)
+        self.stepper = stepper(engine)
         self.callbacks = Callbacks(engine.job)
         self.moment = Moment(engine.job, engine.plan, engine.rank.rank, engine.model.module, engine.optimizer)
         self.profiler = StepProfiler(False, None, 0)

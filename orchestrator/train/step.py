@@ -92,11 +92,12 @@ class Stepper:
         if engine.model.pipeline is not None:
             totals = [self._through_pipeline(engine.model.pipeline, pairs[0], scale)]
         else:
-            totals = [self._one_pass(*pair, scale, last=pair is pairs[-1]) for pair in pairs]
+            totals = [self.one_pass(*pair, scale, last=pair is pairs[-1]) for pair in pairs]
         engine.model.reduce_gradients()
         return totals, count
 
-    def _one_pass(self, inputs: Tensor, targets: Tensor, scale: float, *, last: bool) -> Tensor:
+    def one_pass(self, inputs: Tensor, targets: Tensor, scale: float, *, last: bool) -> Tensor:
+        """Add a microbatch's gradients, of its summed loss times `scale`; return that loss. `last` of the step's."""
         engine = self.engine
         with nullcontext() if last else engine.model.gradient_sync(False):
             with engine.autocast():

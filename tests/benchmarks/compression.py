@@ -25,6 +25,8 @@ SEEDS = (0, 1, 2)
 PRUNE, EXPORT = {"use": "prune", "ratio": 0.5}, {"use": "export"}
 INT8 = {"use": "quantise", "scheme": "int8-static"}
 DYNAMIC = {"use": "quantise", "scheme": "int8-dynamic"}
+INT4 = {"use": "quantise", "scheme": "int4-weight", "group": 64}
+INT4_TRAINED = {**INT4, "qat": {"epochs": 0.5, "lr": 3e-4}}
 RESNET18 = {
     "use": "resnet",
     "in_channels": 3,
@@ -82,15 +84,21 @@ def _resnet18(place: Path) -> list[tuple[str, str]]:
 
 def _text(place: Path) -> list[tuple[str, str]]:
     data = {"use": "text", "corpus": "python", "seq_len": 64, "max_bytes": 600_000}
-    outcome = _compress(make_trained(_job(SMALL, data, [EXPORT, DYNAMIC]), epochs=2), place / "text")
-    change = outcome.checked["loss_delta"]
-    return [
-        ("byte-level language model, int8: x smaller", f"{outcome.checked['size_ratio']:.2f}"),
-        (
-            "byte-level language model, int8: loss, nats a byte",
-            f"{outcome.checked['metrics']['loss']:.4f} ({change:+.4f})",
-        ),
-    ]
+    trained = make_trained(_job(SMALL, data, [EXPORT, DYNAMIC]), epochs=2)
+    rows = []
+    for what, step in {"int8": DYNAMIC, "int4": INT4, "int4 trained on its integers": INT4_TRAINED}.items():
+        compress_section = {"control": "qat" in step}
+        outcome = _compress(
+            replace(trained, job=_job(SMALL, data, [EXPORT, step], **compress_section)), place / what, timed=False
+        )
+        text = f"{outcome.checked['metrics']['loss']:.4f} ({outcome.checked['loss_delta']:+.4f})"
+        if outcome.control:
+            text += f", {outcome.checked['metrics']['loss'] - outcome.control['test/loss']:+.4f} from its control"
+        rows += [
+            (f"byte-level language model, {what}: x smaller", f"{outcome.checked['size_ratio']:.2f}"),
+            (f"byte-level language model, {what}: loss, nats a byte", text),
+        ]
+    return rows
 
 
 def _speed(place: Path) -> list[tuple[str, str]]:
@@ -102,7 +110,7 @@ def _speed(place: Path) -> list[tuple[str, str]]:
 _PARTS = {"digits": _digits, "archive": _archive, "resnet18": _resnet18, "text": _text, "speed": _speed}
 
 
-def _job(model: Mapping[str, Any], data: Mapping[str, Any], steps: list[dict[str, Any]]) -> JobSpec:
+def _job(model: Mapping[str, Any], data: Mapping[str, Any], steps: list[dict[str, Any]], **section: Any) -> JobSpec:
     return load_spec(
         {
             "name": "bench",
@@ -111,13 +119,13 @@ def _job(model: Mapping[str, Any], data: Mapping[str, Any], steps: list[dict[str
             "optim": {"lr": 1e-3},
             "train": {"epochs": 1, "batch_size": 32},
             "cluster": {"gpus_per_worker": 0},
-            "compress": {"steps": steps, "measure": {"batch": [1, 32], "threads": [1], "rounds": 12}},
+            "compress": {"steps": steps, "measure": {"batch": [1, 32], "threads": [1], "rounds": 12}, **section},
         }
     )
 
 
-def _compress(trained: Trained, folder: Path) -> Outcome:
-    outcome = compress(trained, folder)
+def _compress(trained: Trained, folder: Path, *, timed: bool = True) -> Outcome:
+    outcome = compress(trained, folder, timed=timed)
     if not outcome.ok:
         raise SystemExit(f"{folder.name}: {outcome.error}")
     return outcome

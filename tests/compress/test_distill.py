@@ -10,9 +10,11 @@ import torch
 
 from orchestrator.compress.distill import Config, Distil
 from orchestrator.compress.pipeline import digest_of
+from orchestrator.compress.recover import Lessons, recover
 from orchestrator.compress.teacher import load_teacher, teacher_job
+from orchestrator.data.order import SampleOrder
 from orchestrator.errors import ExportError, PlanError
-from orchestrator.export.weights import state_tensors
+from orchestrator.export.weights import plain_copy, state_tensors
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
 from orchestrator.spec.job import JobSpec
@@ -85,3 +87,31 @@ def test_a_teacher_in_a_job_file_is_read(tmp_path: Path) -> None:
     job = load_spec({"model": {"use": "cnn"}, "data": {"use": "digits"}, "compress": {"steps": steps()}})
     assert state_tensors(make_trained(job, epochs=0).model)
     assert build_plan(job, HERE).num_params
+
+
+def test_blends_of_samples_have_no_target_and_must_be_of_numbers() -> None:
+    with pytest.raises(ValueError, match="mixup needs weight 1"):
+        Config(mixup=True)
+    text = {"use": "text", "corpus": "python", "seq_len": 8}
+    model = {"use": "transformer", "vocab": 256, "seq_len": 8, "dim": 16, "layers": 1, "heads": 4}
+    job = make_job(model, [{"use": "distill", "mixup": True, "weight": 1.0}, {"use": "export"}])
+    job = JobSpec.model_validate(job.model_dump(mode="json") | {"data": text})
+    assert "compress.steps.0.mixup: inputs of type int64 cannot be blended" in said(job)
+
+
+def test_teacher_and_pupil_are_asked_about_the_same_blends_of_two_samples(tmp_path: Path) -> None:
+    trained = make_trained(make_job(CNN, steps()), epochs=0)
+    asked: dict[str, torch.Tensor] = {}
+    for name, model in (("teacher", (teacher := plain_copy(trained.model))), ("pupil", trained.model)):
+        model.register_forward_pre_hook(lambda _, given, name=name: asked.update({name: given[0]}))
+    lessons = Lessons(teacher, weight=1.0, mixup=True)
+    recover(trained.model, context_of(trained, tmp_path), epochs=1, steps=1, lessons=lessons)
+    assert torch.equal(asked["teacher"], asked["pupil"])
+    first = SampleOrder(len(trained.data.splits["train"]), 64, trained.job.train.seed).indices(0)
+    samples, _ = trained.data.splits["train"].batch(torch.from_numpy(first.copy()))
+    others = samples.roll(1, 0)
+    apart = (others - samples).flatten(1).norm(dim=1)
+    shares = (asked["pupil"] - samples).flatten(1).norm(dim=1) / apart
+    torch.testing.assert_close(asked["pupil"], samples + shares.view(-1, 1, 1, 1) * (others - samples))
+    assert 0.3 < float(shares.mean()) < 0.7
+    assert float(shares.max()) < 1

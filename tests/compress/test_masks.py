@@ -17,7 +17,9 @@ from orchestrator.compress.masks import sparse_update
 from orchestrator.compress.pipeline import Trained
 from orchestrator.compress.prune import Config, Prune
 from orchestrator.compress.targets import input_moments, weighted_layers
-from orchestrator.errors import ExportError
+from orchestrator.errors import ExportError, PlanError
+from orchestrator.plan.available import Available
+from orchestrator.plan.build import build_plan
 
 from .making import CNN, RESNET, context_of, in_memory, make_job, make_trained
 
@@ -130,9 +132,22 @@ def test_structural_pruning_after_masks_is_refused(trained: Trained, tmp_path: P
         Prune(Config()).apply(state, context_of(trained, tmp_path))
 
 
-def test_a_ratio_that_empties_a_layer_is_refused(trained: Trained, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="leaves not one weight in"):
-        masked(trained, tmp_path, kind="unstructured", ratio=0.99999)
+def test_a_ratio_that_empties_a_layer_is_refused_before_anything_trains(trained: Trained, tmp_path: Path) -> None:
+    def plan(ratio: float) -> None:
+        steps = [{"use": "prune", "kind": "unstructured", "ratio": ratio}, {"use": "export"}]
+        build_plan(make_job(RESNET, steps), Available(num_cpus=2.0, num_gpus=0, memory_bytes=8 << 30))
+
+    with pytest.raises(PlanError) as caught:
+        plan(0.999)
+    (problem,) = caught.value.problems
+    assert problem.path == "compress.steps.0.ratio"
+    assert "weights for 4 layers: some would have none" in problem.message
+    most = float(problem.hint.removeprefix("at most "))
+    plan(most)
+    masks = masked(trained, tmp_path, kind="unstructured", ratio=most).masks
+    assert all(mask.any() for mask in masks.values()), "what is allowed empties no layer, whatever the weights"
+    with pytest.raises(ExportError, match=r"the ratio leaves \d weights for 7 layers"):
+        masked(trained, tmp_path, kind="unstructured", ratio=0.9999)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ TEXT = {"use": "transformer", "vocab": 256, "seq_len": 8, "dim": 16, "layers": 2
 MASKED, SHARED = "layers.block2.conv1.weight", "layers.block2.conv2.weight"
 
 
-def pruned(tmp_path: Path) -> tuple[nn.Module, Context, Course]:
+def pruned(tmp_path: Path, *, mixup: bool = False) -> tuple[nn.Module, Context, Course]:
     """Return a pruned network in float64, with a teacher, a mask and a codebook."""
     trained = make_trained(make_job(RESNET, STEPS), epochs=0)
     narrow = Prune(PruneConfig(multiple_of=4)).apply(in_memory(trained), context_of(trained, tmp_path)).state.model
@@ -45,7 +45,7 @@ def pruned(tmp_path: Path) -> tuple[nn.Module, Context, Course]:
     with torch.no_grad():
         narrow.get_parameter(MASKED).masked_fill_(~masks[MASKED], 0.0)
         narrow.get_parameter(SHARED).copy_(codes[SHARED] / 50)
-    lessons = Lessons(plain_copy(trained.model).double())
+    lessons = Lessons(plain_copy(trained.model).double(), weight=1.0 if mixup else 0.7, mixup=mixup, features="auto")
     context = replace(context_of(trained, tmp_path), dtype="float64")
     return narrow.double(), context, Course(0.15, lessons=lessons, masks=masks, codes=codes)
 
@@ -67,7 +67,7 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance:
 
 @pytest.mark.parametrize("layout", [Layout(replicate=2), Layout(shard=2)], ids=["replicate", "shard"])
 def test_every_rank_ends_with_the_weights_of_one_process_and_exact_masks(layout: Layout, tmp_path: Path) -> None:
-    model, context, course = pruned(tmp_path)
+    model, context, course = pruned(tmp_path, mixup=layout.shard > 1)
     job, packed = context.job.model_dump(mode="json"), _packed(model, course)
     train(model, context, course, Crew())
     wanted = state_tensors(model)

@@ -37,6 +37,7 @@ def run(trained_run: RunDir, tmp_path: Path) -> RunDir:
     return RunDir(tmp_path / "runs" / trained_run.run_id)
 
 
+@pytest.mark.slow
 def test_a_run_is_compressed_in_a_process_of_its_own_and_told_to_the_spool(run: RunDir) -> None:
     job = make_job(RESNET, control=True)
     events: list[str] = []

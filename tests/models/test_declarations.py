@@ -26,6 +26,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "lstm-rows": (rnn, {"kind": "lstm", "vocab": 0, "features": 3, "classes": 4, "seq_len": 5, "hidden": 6}),
     "transformer": (transformer, {**SMALL_TEXT, "layers": 2}),
     "transformer-shared": (transformer, {**SMALL_TEXT, "layers": 2, "repeat": 2, "tied_embeddings": True}),
+    "transformer-narrow-heads": (transformer, {**SMALL_TEXT, "layers": 1, "head_dim": 2}),
+    "moe-wide-heads": (moe, {**SMALL_TEXT, "layers": 1, "experts": 4, "head_dim": 6}),
     "moe": (moe, {**SMALL_TEXT, "layers": 2, "experts": 4}),
     "moe-shared": (moe, {**SMALL_TEXT, "layers": 2, "experts": 4, "dense_layers": 1, "shared_experts": 1}),
     "vit": (vit, {"dim": 16, "layers": 2, "hidden": 20}),

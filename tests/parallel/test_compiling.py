@@ -67,7 +67,7 @@ def after_training(spec: JobSpec) -> dict[str, Any]:
 
 CASES = [
     pytest.param("resnet", {"replicate": 2}, "none", marks=pytest.mark.slow),
-    ("resnet", {"shard": 2}, "full"),
+    pytest.param("resnet", {"shard": 2}, "full", marks=pytest.mark.slow),
     pytest.param("transformer", {"replicate": 2}, "full", marks=pytest.mark.slow),
     pytest.param("transformer", {"shard": 2}, "none", marks=pytest.mark.slow),
     pytest.param("transformer", {"tensor": 2}, "every_n", marks=pytest.mark.slow),

@@ -11,7 +11,8 @@ from orchestrator.checkpoint.disk import MANIFEST, hash_file
 from orchestrator.checkpoint.manifest import CheckpointMeta, FileEntry, Manifest, folder_name
 from orchestrator.cluster.events import Event
 from orchestrator.cluster.failure import Failure
-from orchestrator.cluster.pool import PoolEvent, Room
+from orchestrator.cluster.gangs import Room
+from orchestrator.cluster.pool import PoolEvent
 from orchestrator.cluster.trial_worker import Share
 from orchestrator.plan.available import Available
 from orchestrator.plan.plan import Resources

@@ -89,6 +89,21 @@ def test_six_different_mistakes_are_told_at_once_each_at_its_place(tmp_path: Pat
             "sweep.space.model.dropout.when",
             "no",
         ),
+        (
+            {"space": {"model.hidden": [0, 8], "model.dropout": {"values": [0.1], "when": "model.hidden > 8"}}},
+            "sweep.space.model.dropout.when",
+            "model.hidden > 8 holds for no point (all 2 points tried)",
+        ),
+        (
+            {
+                "space": {
+                    "optim.lr": {"min": 0.1, "max": 0.2},
+                    "model.dropout": {"values": [0.1], "when": "optim.lr > 0.3"},
+                }
+            },
+            "sweep.space.model.dropout.when",
+            "optim.lr > 0.3 holds for no point (10,000 drawn points tried)",
+        ),
         ({"start": [{"optim.lr": 0.3}]}, "sweep.start.0.optim.lr", "not in its space"),
         ({"start": [{"optim.lrr": 0.1}]}, "sweep.start.0.optim.lrr", "no parameter"),
         ({"search": {"use": "grid"}, "space": {"optim.lr": {"min": 0.1, "max": 0.2}}}, "sweep.space.optim.lr", "grid"),
@@ -122,6 +137,29 @@ def test_a_mistake_is_told_where_it_stands(sweep: dict[str, Any], path: str, wor
 )  # fmt: skip
 def test_a_sound_sweep_has_no_problems(sweep: dict[str, Any]) -> None:
     assert problems(**sweep) == {}
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        {"constraints": ["optim.lr < 0.0002", "model.channels[0] + model.hidden < 10"]},
+        {"constraints": ["optim.lr == 0.07"], "start": [{"optim.lr": 0.07}]},
+        {"constraints": ["optim.lr == 0.07", "plan.num_params > 10"], "start": [{"optim.lr": 0.07}]},
+    ],
+)
+def test_a_small_feasible_region_is_found(sweep: dict[str, Any]) -> None:
+    space = {
+        "optim.lr": {"min": 0.0001, "max": 0.1},
+        "model.hidden": [0, 8, 16, 32],
+        "model.channels": [[8, 16], [16, 32]],
+    }
+    assert problems(space=space, **sweep) == {}
+
+
+def test_a_condition_on_a_start_point_alone_is_no_mistake() -> None:
+    space = {"optim.lr": {"min": 0.1, "max": 0.2}, "model.dropout": {"values": [0.1], "when": "optim.lr == 0.2"}}
+    assert problems(space=space, start=[{"optim.lr": 0.2}]) == {}
+    assert list(problems(space=space)) == ["sweep.space.model.dropout.when"]
 
 
 def test_a_value_that_needs_another_parameters_value_is_accepted() -> None:

@@ -13,12 +13,13 @@ from orchestrator.cluster.failure import Failure
 from orchestrator.errors import JobFileError
 from orchestrator.runs import control
 from orchestrator.runs.paths import RunDir
-from orchestrator.runs.record import read_record
+from orchestrator.runs.record import read_record, update_record
 from orchestrator.spec.load import load_spec
 from orchestrator.sweep.drive import SweepLoop
 from orchestrator.sweep.ledger import Ledger
+from orchestrator.sweep.settle import settle
 from orchestrator.sweep.trial import Trial
-from tests.sweep.fakes import DriverKilledError, FakePool, Trainer, drive, folder_for, release_leases
+from tests.sweep.fakes import DriverKilledError, FakePool, Trainer, drive, folder_for, loss, release_leases
 from tests.sweep.jobs import tiny_sweep
 
 DIED = Failure("infra", "WorkerDied", "a worker process ended without a word")
@@ -149,6 +150,25 @@ def test_a_repeat_that_fewer_repeats_leave_out_is_closed(tmp_path: Path) -> None
     assert not read_record(RunDir(run.trials / "t000-r1")).is_live
 
 
+def test_what_a_killed_driver_left_is_closed_when_the_next_one_cannot_start(tmp_path: Path) -> None:
+    data = sweep_of(tmp_path)
+    run = folder_for(data)
+    with pytest.raises(DriverKilledError):
+        drive(run, data, FakePool(Trainer(), on_event=kill_at(8)))
+    release_leases(run)
+    finishing = RunDir(run.trials / "t000")
+    update_record(finishing, state="finishing")  # killed while it exported an earlier end's winner
+    metrics = read_record(finishing).metrics
+    ledger = Ledger(run.sweep / "ledger.jsonl")
+    settle(run, ledger, "the sweep was interrupted")
+    ledger.close()
+    assert [trial.state for trial in ledger.trials.values()] == ["finished", "interrupted"]
+    check_closed(run, ledger.trials)
+    assert read_record(finishing).metrics == metrics != {}
+    assert read_record(finishing).verdict == "finished"
+    assert read_record(RunDir(run.trials / "t001")).verdict == "interrupted: the sweep was interrupted"
+
+
 # ---- schedulers over resumes and retries
 
 ASHA = {"use": "asha", "grace": 1, "reduction": 2}
@@ -209,6 +229,27 @@ def end_and_resume(tmp_path: Path, how: str, scheduler: dict[str, Any], *, every
             each.values["val/loss"] for each in whole.ledger.trials.values()
         ]
         check_closed(run, again.ledger.trials)
+
+
+def test_a_trial_whose_end_was_decided_when_the_driver_was_killed_is_not_trained_on(tmp_path: Path) -> None:
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05, 0.2]}, scheduler=ASHA)
+    run = folder_for(data)
+    with pytest.raises(DriverKilledError):
+        drive(run, data, FakePool(Trainer(), on_event=kill_at(7)))  # t000: 1 to 5, t001: evaluated, then its end
+    release_leases(run)
+    trial = drive(run, data, FakePool(Trainer())).ledger.trials[1]
+    assert (trial.state, trial.stopped_at, trial.evaluations) == ("stopped", 1, 1)
+    assert (trial.step, trial.values["val/loss"]) == (6, loss(0.2, 5))
+
+
+def test_another_scheduler_learns_from_the_scores_of_before(tmp_path: Path) -> None:
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05, 0.04]})
+    run = folder_for(data)
+    drive(run, data, FakePool(Trainer()))
+    data["sweep"] |= {"space": {"optim.lr": [0.05, 0.04, 0.5]}, "scheduler": ASHA}
+    loop = drive(run, data, FakePool(Trainer()))
+    assert [trial.state for trial in loop.ledger.trials.values()] == ["finished", "finished", "stopped"]
+    assert loop.ledger.trials[2].stopped_at == 1
 
 
 def test_a_retried_trial_counts_no_evaluation_twice(tmp_path: Path) -> None:

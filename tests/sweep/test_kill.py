@@ -117,15 +117,12 @@ def test_a_killed_driver_is_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_a_driver_killed_at_twenty_random_times_is_resumed(tmp_path: Path) -> None:
-    numbers = random.Random(0)
-    for round_number in range(20):
-        folder = tmp_path / str(round_number)
-        folder.mkdir()
-        event = numbers.choice(["proposed", "begun", "ended"])
-        after = numbers.randint(1, TRIALS - 1)
-        kill_and_resume(folder, after, event=event)
-        print(f"round {round_number}: killed after {after} {event}, resumed")
+@pytest.mark.parametrize("number", range(20))
+def test_a_driver_killed_at_twenty_random_times_is_resumed(number: int, tmp_path: Path) -> None:
+    numbers = random.Random(number)
+    event, after = numbers.choice(["proposed", "begun", "evaluated", "ended"]), numbers.randint(1, TRIALS - 1)
+    kill_and_resume(tmp_path, after, event=event)
+    print(f"round {number}: killed after {after} {event}, resumed")
 
 
 @pytest.mark.slow

@@ -39,8 +39,8 @@ def test_a_source_that_has_ended_asks_again_only_when_something_new_is_told(
     monkeypatch.setattr(source_module, "MAX_IN_A_ROW", 5)
     found = make_source(tmp_path, {"space": {"train.seed": [1]}, "trials": 3})
     asked: list[int] = []
-    ask = found._searcher.ask
-    monkeypatch.setattr(found._searcher, "ask", lambda: asked.append(1) or ask())
+    ask = found.searcher.ask
+    monkeypatch.setattr(found.searcher, "ask", lambda: asked.append(1) or ask())
     first = found.next()
     assert first is not None
     assert found.next() is None

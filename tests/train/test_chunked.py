@@ -146,6 +146,7 @@ print(json.dumps({"loss": total, "mib": peak_mib() - before}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_pieces_take_a_fraction_of_the_memory() -> None:
     found = []

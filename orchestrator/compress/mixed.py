@@ -1,0 +1,202 @@
+"""Mixed precision: each layer in the fewest bits that it bears, until the file is as small as `quantise` is asked for.
+
+How much a layer bears is measured, layer by layer: the loss on validation samples when it alone computes on integers.
+Bits then go where each byte saved costs least (greedily, as HAWQ and its like do: Dong et al. 2019). What the runtime
+has no kernel for is no choice: convolutions and layers with a bias on flat inputs know 8 bits, other linear layers and
+embeddings also 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.compress import integers
+from orchestrator.compress.fakequant import Grid, take_off, wear
+from orchestrator.compress.qat import observed, readers_of
+from orchestrator.errors import ExportError
+from orchestrator.export.score import score
+from orchestrator.export.weights import plain_copy
+
+if TYPE_CHECKING:
+    from orchestrator.compress.base import Context
+    from orchestrator.compress.quantise import Budget, Config
+
+FULL = 32
+_CHOICES = {"Conv": (8,), "Gemm": (8,), "MatMul": (8, 4), "Gather": (8, 4)}
+_STATIC = ("Conv", "Gemm")
+_ATTEMPTS = 4
+
+
+@dataclass
+class Layer:
+    """A layer as the budget sees it: `losses` is what it alone at so many bits adds to the loss, `bits` the choice."""
+
+    name: str
+    node: str
+    operator: str
+    outputs: int
+    inputs: int
+    losses: dict[int, float] = field(default_factory=dict)
+    bits: int = FULL
+
+    @property
+    def weights(self) -> int:
+        """Numbers in its weight."""
+        return self.outputs * self.inputs
+
+    def num_bytes(self, bits: int, group: int) -> float:
+        """Return what the weight takes in the file, scales and zero points included."""
+        if bits == FULL:
+            return 4.0 * self.weights
+        if self.operator in _STATIC or (self.operator == "Gather" and bits == 8):
+            return self.weights + 5.0 * self.outputs
+        groups = self.outputs * ceil(self.inputs / group)
+        return groups * (group * bits / 8 + 4 + bits / 8)
+
+
+def quantise_mixed(
+    source: Path, target: Path, model: nn.Module, context: Context, config: Config, baseline_bytes: int
+) -> list[dict[str, Any]]:
+    """Write the graph `source` within the budget as `target`; return a row for every layer.
+
+    Raises ExportError when even the fewest bits everywhere are too many.
+    """
+    if config.budget is None:
+        raise ExportError("mixed precision needs a budget", hint="write `budget: {size_ratio: 5}`")
+    wanted = wanted_bytes(config.budget, baseline_bytes)
+    layers = _layers(source, model)
+    _measure(layers, model, context, config.group)
+    full = source.stat().st_size - sum(layer.num_bytes(FULL, config.group) for layer in layers)
+    allowed = wanted - full
+    for _ in range(_ATTEMPTS):
+        allocate(layers, allowed, config.group)
+        _write(source, target, layers, context, config)
+        over = target.stat().st_size - wanted
+        if over <= 0:
+            return [asdict(layer) | {"weights": layer.weights} for layer in layers]
+        allowed -= over  # what the estimate left out: nodes, and tensors that the graph no longer shares
+    raise ExportError(
+        f"the budget of {wanted:,} bytes is missed by {over:,}, with as few bits as the runtime has kernels for",
+        hint="raise the budget, or take parts out first (`prune`)",
+    )
+
+
+def wanted_bytes(budget: Budget, baseline_bytes: int) -> int:
+    """Return how large the file may be; ratios are of the fp32 weights as they were trained."""
+    return int(budget.bytes if budget.bytes is not None else baseline_bytes / (budget.size_ratio or 1.0))
+
+
+def allocate(layers: list[Layer], allowed_bytes: float, group: int) -> None:
+    """Choose every layer's bits anew: lower them where it adds least to the loss for each byte, until all fit.
+
+    With nothing left to lower it ends above what is allowed.
+    """
+    for layer in layers:
+        layer.bits = FULL
+    while sum(layer.num_bytes(layer.bits, group) for layer in layers) > allowed_bytes:
+        moves = [
+            (_price(layer, bits, group), layer.name, layer, bits)
+            for layer in layers
+            for bits in layer.losses
+            if layer.num_bytes(bits, group) < layer.num_bytes(layer.bits, group)
+        ]
+        if not moves:
+            return
+        _, _, layer, bits = min(moves, key=lambda move: move[:2])
+        layer.bits = bits
+
+
+def _price(layer: Layer, bits: int, group: int) -> float:
+    """Return what a byte costs; what seems to cost nothing is taken in the order of its weights' number of bits."""
+    added = max(layer.losses[bits], 0.0) - max(layer.losses.get(layer.bits, 0.0), 0.0)
+    saved = layer.num_bytes(layer.bits, group) - layer.num_bytes(bits, group)
+    return max(added, 1e-9 / bits) / saved
+
+
+def _layers(source: Path, model: nn.Module) -> list[Layer]:
+    """Return the model's layers that the graph has as operators with kernels for fewer bits."""
+    kinds = (nn.Linear, nn.Conv2d, nn.Embedding)
+    named = {name: part for name, part in model.named_modules() if type(part) in kinds}
+    found: list[Layer] = []
+    for name, node in readers_of(source, named).items():
+        if node.op_type in _CHOICES:
+            weight: Any = named[name].weight
+            found.append(Layer(name, node.name, node.op_type, len(weight), weight[0].numel()))
+    if not found:
+        raise ExportError("the graph has no layer that could have fewer bits", hint="leave `budget` out")
+    return found
+
+
+def _measure(layers: list[Layer], model: nn.Module, context: Context, group: int) -> None:
+    """Fill every layer's losses, each measured with all others as they are."""
+    twin = plain_copy(model)
+    parts = {layer.name: twin.get_submodule(layer.name) for layer in layers}
+    static = {layer.name: parts[layer.name] for layer in layers if layer.operator in _STATIC}
+    spans = observed(twin, static, context.calibration()[0]) if static else {}
+    before = _loss(twin, context)
+    for layer in layers:
+        part: Any = parts[layer.name]
+        for bits in _CHOICES[layer.operator]:
+            kept = part.weight.data.clone()
+            whole = layer.operator in _STATIC or (layer.operator == "Gather" and bits == 8)
+            wear(part, Grid(8) if whole else Grid(bits, group), spans.get(layer.name))
+            layer.losses[bits] = _loss(twin, context) - before
+            take_off(twin)
+            part.weight.data = kept
+
+
+def _loss(model: nn.Module, context: Context) -> float:
+    """Return the loss on the validation split, or on the training split where nothing else is held out: never test."""
+    splits = context.data.splits
+    split = "val" if splits.get("val") else "train"
+
+    def forward(inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            outputs: Tensor = model(inputs)
+        return outputs
+
+    return float(score(forward, context.job, context.data, split, context.dtype).metrics["loss"])
+
+
+def _write(source: Path, target: Path, layers: list[Layer], context: Context, config: Config) -> None:
+    """Apply one tool after the other to what it is for, each leaving the others' layers out."""
+    at = source
+    nodes = _operator_nodes(source)
+
+    def others(operator: str, bits: int) -> list[str]:
+        mine = {layer.node for layer in layers if (layer.operator, layer.bits) == (operator, bits)}
+        return [name for name, kind in nodes if kind == operator and name not in mine]
+
+    used: Mapping[tuple[str, int], Any] = {(layer.operator, layer.bits): layer for layer in layers}
+    for bits in (4, 8):
+        kinds = [kind for kind in ("MatMul", "Gather") if (kind, bits) in used and (kind, bits) != ("Gather", 8)]
+        if kinds:
+            left_out = [name for kind in kinds for name in others(kind, bits)]
+            integers.to_weights(at, target, bits, config.group, kinds, left_out)
+            at = target
+    if ("Gather", 8) in used:
+        integers.to_dynamic(at, target, ["Gather"], others("Gather", 8))
+        at = target
+    if ("Conv", 8) in used or ("Gemm", 8) in used:
+        left_out = [
+            *others("Conv", 8),
+            *others("Gemm", 8),
+            *(name for name, kind in nodes if kind in ("MatMul", "Gather")),
+        ]
+        integers.to_static(at, target, context, algorithm=config.algorithm, left_out=left_out)
+        at = target
+    if at == source:
+        target.write_bytes(source.read_bytes())
+
+
+def _operator_nodes(source: Path) -> list[tuple[str, str]]:
+    import onnx
+
+    return [(node.name, node.op_type) for node in onnx.load(str(source), load_external_data=False).graph.node]

@@ -1,0 +1,106 @@
+"""How well what a searcher expected of trials agrees in order with what they gave: Kendall's tau and Spearman's rho.
+
+A ranking of sub-nets is worth as much as this number, so every sweep that predicts measures it. It is never made up:
+with fewer than three pairs, or values that are all alike, there is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.sweep.objectives import Objective
+from orchestrator.sweep.trial import Trial
+
+FEWEST = 3
+STAND_ALONE, FINE_TUNED = "stand-alone", "fine-tuned"
+CONTROL = "control"
+"""Origin of a trial that trains a net from drawn weights, to compare."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Of one metric over `pairs` (expected, given). `against`: trainings from drawn weights, or from inherited ones.
+
+    `kendall` is tau-b, which counts ties (Kendall 1945), `spearman` rho; None: there is none, and `why` says so.
+    """
+
+    against: str
+    metric: str
+    pairs: int
+    kendall: float | None = None
+    spearman: float | None = None
+    why: str = ""
+
+    def describe(self) -> str:
+        """Return it in words: `Kendall 0.67, Spearman 0.80 over 4 stand-alone trainings (val/accuracy)`."""
+        over = f"over {self.pairs} {self.against} training{'s' if self.pairs != 1 else ''} ({self.metric})"
+        if self.kendall is None or self.spearman is None:
+            return f"not known {over}: {self.why}"
+        return f"Kendall {self.kendall:.2f}, Spearman {self.spearman:.2f} {over}"
+
+
+def correlations(trials: Iterable[Trial], objectives: Iterable[Objective]) -> list[Correlation]:
+    """Return the rank correlation of what was expected, against trainings of either kind; [] when nothing was.
+
+    The metric is the first objective that was predicted. Trials that ended early do not count.
+    """
+    known = [trial for trial in trials if trial.predicted]
+    metric = next((each.name for each in objectives if any(each.name in trial.predicted for trial in known)), None)
+    if metric is None:
+        return []
+    found = []
+    for against in (STAND_ALONE, FINE_TUNED):
+        pairs = [
+            (trial.predicted[metric], trial.values[metric])
+            for trial in known
+            if trial.state == "finished" and (trial.origin == CONTROL) == (against == STAND_ALONE)
+            if metric in trial.values and metric in trial.predicted
+        ]
+        if pairs or against == STAND_ALONE:
+            found.append(correlate(against, metric, pairs))
+    return found
+
+
+def correlate(against: str, metric: str, pairs: list[tuple[float, float]]) -> Correlation:
+    """Return the correlation of pairs, or why there is none."""
+    if len(pairs) < FEWEST:
+        return Correlation(against, metric, len(pairs), why=f"at least {FEWEST} are needed")
+    from scipy.stats import kendalltau, spearmanr
+
+    expected, given = zip(*pairs, strict=True)
+    if len(set(expected)) == 1 or len(set(given)) == 1:
+        return Correlation(against, metric, len(pairs), why="all values are alike")
+    kendall, spearman = float(kendalltau(expected, given).statistic), float(spearmanr(expected, given).statistic)
+    if not (math.isfinite(kendall) and math.isfinite(spearman)):
+        return Correlation(against, metric, len(pairs), why="some value is not finite")
+    return Correlation(against, metric, len(pairs), kendall, spearman)
+
+
+def as_metrics(found: Iterable[Correlation]) -> dict[str, float]:
+    """Return them as metrics of the sweep: `ranking/stand_alone/kendall`, ..., and the number of pairs."""
+    metrics: dict[str, float] = {}
+    for each in found:
+        place = f"ranking/{each.against.replace('-', '_')}"
+        metrics[f"{place}/pairs"] = float(each.pairs)
+        if each.kendall is not None and each.spearman is not None:
+            metrics |= {f"{place}/kendall": each.kendall, f"{place}/spearman": each.spearman}
+    return metrics
+
+
+def as_tags(found: Iterable[Correlation]) -> Mapping[str, str]:
+    """Return them as tags of the sweep, in words."""
+    return {f"ranking.{each.against.replace('-', '_')}": each.describe() for each in found}
+
+
+def as_rows(found: Iterable[Correlation]) -> list[dict[str, Any]]:
+    """Return them as plain data."""
+    return [
+        {
+            "against": each.against, "metric": each.metric, "pairs": each.pairs,
+            "kendall": each.kendall, "spearman": each.spearman, "why": each.why,
+        }
+        for each in found
+    ]  # fmt: skip

@@ -1,0 +1,114 @@
+"""Mixed precision within a budget: bits go where they cost least, the file holds what the table says, or is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.compress.check import check
+from orchestrator.compress.mixed import Layer, allocate
+from orchestrator.compress.pipeline import compress
+from orchestrator.compress.quantise import Budget, Config
+from orchestrator.compress.report import as_json, table
+from orchestrator.errors import ExportError, PlanError
+from orchestrator.plan.available import Available
+from orchestrator.plan.build import build_plan
+
+from .making import RESNET, make_job, make_trained, rewrite
+from .test_quantise import job as text_job
+
+HERE = Available(num_cpus=2.0, num_gpus=0, memory_bytes=8 << 30)
+
+
+def steps(**budget: float) -> tuple[dict[str, Any], ...]:
+    return ({"use": "export"}, {"use": "quantise", "scheme": "mixed", "budget": budget})
+
+
+def test_bits_are_taken_where_a_byte_costs_least() -> None:
+    def layers() -> list[Layer]:
+        return [
+            Layer("tough", "a", "MatMul", 64, 64, {8: 0.0001, 4: 0.001}),
+            Layer("tender", "b", "MatMul", 64, 64, {8: 0.0002, 4: 9.0}),
+            Layer("conv", "c", "Conv", 64, 64, {8: 0.5}),
+        ]
+
+    def chosen(allowed: float) -> list[int]:
+        found = layers()
+        allocate(found, allowed, 32)
+        assert sum(layer.num_bytes(layer.bits, 32) for layer in found) <= allowed
+        return [layer.bits for layer in found]
+
+    whole = 3 * 4 * 64 * 64
+    assert chosen(whole) == [32, 32, 32]
+    assert chosen(whole - 1) == [8, 32, 32]
+    assert chosen(30_000) == [8, 8, 32]
+    assert chosen(24_000) == [4, 8, 32]
+    assert chosen(15_000) == [4, 8, 8]
+    assert chosen(10_500) == [4, 4, 8]
+    nothing_left = layers()
+    allocate(nothing_left, 100, 32)
+    assert [layer.bits for layer in nothing_left] == [4, 4, 8]
+
+
+@pytest.mark.slow
+def test_a_network_of_convolutions_keeps_its_budget_and_the_file_what_the_table_says(tmp_path: Path) -> None:
+    job = make_job(RESNET, steps(size_ratio=2.0))
+    outcome = compress(make_trained(job, epochs=1), tmp_path / "compress", timed=False)
+    assert outcome.ok, outcome.error
+    assert 2.0 <= outcome.checked["size_ratio"] < 3.5, "no smaller than asked: what is left stays exact"
+    rows = outcome.steps[-1].facts["layers"]
+    assert {row["bits"] for row in rows} == {8, 32}
+    assert all(set(row["losses"]) == {8} for row in rows)
+    eight = sum(row["weights"] for row in rows if row["bits"] == 8)
+    assert eight <= outcome.checked["weights_by_bits"]["8"] <= eight + 200
+    assert any("layers.block2.conv2" in line and "8: " in line for line in table(outcome))
+    assert as_json(outcome)["steps"][-1]["facts"]["layers"] == rows
+    place = tmp_path / "compress" / "artifact"
+    rewrite(place, weights={"8": eight + 1000, "32": 0})
+    with pytest.raises(ExportError, match="mixed precision in name only"):
+        check(place)
+
+
+def test_a_budget_that_no_choice_of_bits_meets_is_refused_before_anything_trains() -> None:
+    with pytest.raises(PlanError) as caught:
+        build_plan(make_job(RESNET, steps(size_ratio=5.0)), HERE)
+    assert caught.value.problems[0].path == "compress.steps.1.budget.size_ratio"
+    assert "at most 4 x" in caught.value.problems[0].message
+
+
+@pytest.mark.slow
+def test_a_budget_that_is_missed_is_told_with_by_how_much(tmp_path: Path) -> None:
+    job = make_job(RESNET, steps(bytes=6000))
+    outcome = compress(make_trained(job, epochs=0), tmp_path / "compress", timed=False)
+    assert "the budget of 6,000 bytes is missed by" in outcome.error
+
+
+@pytest.mark.slow
+def test_a_language_model_mixes_four_and_eight_bits(tmp_path: Path) -> None:
+    before = make_trained(text_job("int8-dynamic"), epochs=2)
+    found = {}
+    for ratio in (3.0, 5.0):
+        job = text_job("mixed", group=32, budget={"size_ratio": ratio})
+        outcome = compress(replace(before, job=job), tmp_path / str(ratio), timed=False)
+        assert outcome.ok, outcome.error
+        assert outcome.checked["size_ratio"] >= ratio
+        found[ratio] = outcome
+    assert {"8", "4"} <= set(found[5.0].checked["weights_by_bits"])
+    assert found[3.0].checked["loss_delta"] <= found[5.0].checked["loss_delta"] + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"scheme": "mixed"}, "mixed and budget go together"),
+        ({"budget": Budget(size_ratio=3.0)}, "mixed and budget go together"),
+    ],
+)
+def test_a_budget_needs_mixed_precision(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Config(**options)
+    with pytest.raises(ValueError, match="either size_ratio or bytes"):
+        Budget()
