@@ -291,11 +291,11 @@ def test_the_page_of_trials_says_generation_and_parent(tmp_path: Path) -> None:
     job = load_spec(data)
     summary = Summary(job, loop.source.objectives, loop.ledger.trials, (7,), 1.0)
     lines = [line.split(",") for line in as_csv(summary).splitlines()]
-    assert lines[0][:6] == ["trial", "state", "front", "generation", "parent", "lr"]
-    assert [line[3:5] for line in lines[1:5]] == [["0", ""]] * 4
+    assert lines[0][:7] == ["trial", "state", "front", "origin", "generation", "parent", "lr"]
+    assert [line[4:6] for line in lines[1:5]] == [["0", ""]] * 4
     for line, trial in zip(lines[1:], loop.ledger.trials.values(), strict=True):
         if trial.birth is not None and trial.birth.parent is not None:
-            assert line[3:5] == ["1", loop.ledger.trials[trial.birth.parent].name]
+            assert line[4:6] == ["1", loop.ledger.trials[trial.birth.parent].name]
 
 
 def test_how_many_trials_there_are_to_be_is_known_before(tmp_path: Path) -> None:
