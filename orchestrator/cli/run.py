@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,8 @@ def command(out: Out, job: str, overrides: tuple[str, ...], resume: str | None, 
         _dry_run(out, job, overrides)
         return 0
     result = _train(out, job, overrides, resume)
-    out.result(result.as_dict() | {"ok": result.state == "finished"}, _closing_lines(result, job))
+    lines = _closing_lines(result, shlex.join([job, *overrides]))
+    out.result(result.as_dict() | {"ok": result.state == "finished"}, lines)
     return result.exit_code
 
 
@@ -93,7 +95,7 @@ def _train(out: Out, job: str, overrides: tuple[str, ...], resume: str | None) -
         progress.clear()
 
 
-def _closing_lines(result: RunResult, job: str) -> list[str]:
+def _closing_lines(result: RunResult, said: str) -> list[str]:
     """Return what the user wants to know at the end, and what to type next."""
     rows = [(result.state, f"{result.run_id}  {result.seconds:.1f} s  {result.verdict}")]
     rows += [(name, f"{value:.4f}") for name, value in sorted(result.metrics.items()) if name.startswith("test/")]
@@ -109,6 +111,6 @@ def _closing_lines(result: RunResult, job: str) -> list[str]:
     if result.state == "finished":
         rows.append(("next", f"orchestrator ui  ·  orchestrator eval {result.run_id}"))
     else:
-        rows.append(("go on", f"orchestrator run {job} --resume {result.run_id}"))
+        rows.append(("go on", f"orchestrator run {said} --resume {result.run_id}"))
     lines = [f"{click.style(f'{title:<13}', bold=True)} {text}" for title, text in rows]
     return [*result.compression, *([""] if result.compression else []), *lines]

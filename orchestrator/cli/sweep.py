@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,8 @@ def command(out: Out, job: str, overrides: tuple[str, ...], resume: str | None, 
 
         return preview(out, job, loaded)
     result = _search(out, job, overrides, loaded, resume)
-    out.result(result.as_dict() | {"ok": result.exit_code == 0}, _closing_lines(result, job))
+    lines = _closing_lines(result, shlex.join([job, *overrides]))
+    out.result(result.as_dict() | {"ok": result.exit_code == 0}, lines)
     return result.exit_code
 
 
@@ -88,7 +90,7 @@ def _search(out: Out, job: str, overrides: tuple[str, ...], loaded: LoadedJob, r
         progress.close()
 
 
-def _closing_lines(result: SweepResult, job: str) -> list[str]:
+def _closing_lines(result: SweepResult, said: str) -> list[str]:
     """Return the front, what it cost, and what to type next."""
     from orchestrator.sweep.summary import note_rows
 
@@ -104,7 +106,7 @@ def _closing_lines(result: SweepResult, job: str) -> list[str]:
     rows += [("note", note) for note in result.notes]
     best = result.summary.best
     if result.state == "stopped":
-        rows.append(("go on", f"orchestrator sweep {job} --resume {result.run_id}"))
+        rows.append(("go on", f"orchestrator sweep {said} --resume {result.run_id}"))
     elif best is not None:
         rows.append(("next", f"orchestrator ui  ·  orchestrator run {result.path}/trials/{best.name}/job.yaml"))
     return [f"{click.style(f'{title:<13}', bold=True)} {text}" for title, text in rows]

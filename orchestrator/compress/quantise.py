@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.compress.base import ARTIFACT, EXPORTED, Change, Context, State
 from orchestrator.compress.finetune import Config as FinetuneConfig
-from orchestrator.compress.finetune import Distill, feature_problems, lessons_of, mixup_problems, train
+from orchestrator.compress.finetune import feature_problems, lessons_of, mixup_problems, train
 from orchestrator.compress.finetune import layout_problems as ranks_problems
 from orchestrator.compress.integers import prepare, to_dynamic, to_static, to_weights
 from orchestrator.errors import ExportError
@@ -27,22 +27,17 @@ _FLOAT_TARGETS = ("cnn", "resnet")  # convolutions have no kernels for weight-on
 
 
 @dataclass(frozen=True)
-class Qat:
+class Qat(FinetuneConfig):
     """Quantisation-aware training: passes over the training split (or `steps`), weights and activations rounded.
 
-    `distill`: the model as it was before the first step teaches. `replicate`, `shard`: as in `finetune`.
+    All else is as in `finetune`. `distill`: the model as it was before the first step teaches.
     """
 
     epochs: float = 3.0
     steps: int | None = None
-    lr: float | None = None
-    batch_size: int | None = None
-    distill: Distill | None = None
-    replicate: int | None = None
-    shard: int | None = None
 
     def __post_init__(self) -> None:
-        FinetuneConfig(self.epochs, self.lr, self.batch_size, self.distill, self.replicate, self.shard)
+        super().__post_init__()
         if self.steps is not None and self.steps < 1:
             raise ValueError("steps must be at least 1")
 

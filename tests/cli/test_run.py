@@ -96,7 +96,7 @@ def test_a_killed_driver_leaves_no_rank_and_is_resumed_in_the_same_mlflow_run(tm
 @pytest.mark.parametrize("how", ["stop", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_stop_saves_closes_truthfully_and_says_how_to_go_on(how: str, tmp_path: Path) -> None:
     job, run = write_job(tmp_path, callbacks=SLOW), RunDir(tmp_path / "runs" / "tiny-1")
-    driver = start("run", str(job))
+    driver = start("run", str(job), "track.description=a test")
     wait_until(lambda: any(beat.step >= 2 for beat in read_heartbeats(run)))
     if how == "stop":
         code, out, _ = finish(start("stop", "--storage", str(run.storage)))
@@ -105,7 +105,7 @@ def test_a_stop_saves_closes_truthfully_and_says_how_to_go_on(how: str, tmp_path
         os.kill(driver.pid, signal.SIGINT)
     code, out, err = finish(driver)
     assert code == 130, err
-    assert f"orchestrator run {job} --resume tiny-1" in out
+    assert f"orchestrator run {job} 'track.description=a test' --resume tiny-1" in out, "another job would go on"
     assert read_record(run).state == "stopped"
     assert saved(run) == 1
 
