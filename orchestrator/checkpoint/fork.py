@@ -47,7 +47,7 @@ def take(source: Path, step: int, target: Path) -> Fork:
     place.mkdir(parents=True)
     for name in sorted(os.listdir(found), key=lambda each: each == MANIFEST):  # the manifest is the commit: it is last
         link_file(str(found / name), str(place / name))
-    for folder in (place, target, target.parent):
+    for folder in (place, target, target.parent, target.parent.parent):  # the training's own folder may be new, too
         Disk().sync_folder(folder)
     return Fork(found.name, _hash_of(found))
 

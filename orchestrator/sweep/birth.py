@@ -9,12 +9,11 @@ from dataclasses import dataclass
 class Birth:
     """Generations and members are counted from 0. `parent` is the number of a trial; None in the first generation.
 
-    The trial is trained from step `begins`, its parent's last, to step `until` (both 0: it was never to be trained,
-    since its values are infeasible).
+    The trial is trained from step `begins`, its parent's last, to step `until`.
     """
 
     generation: int
     member: int
-    begins: int = 0
-    until: int = 0
+    begins: int
+    until: int
     parent: int | None = None

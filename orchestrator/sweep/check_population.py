@@ -145,15 +145,25 @@ def _state_problems(job: JobSpec, space: Space) -> Iterator[Problem]:
     if config is None or not hasattr(plugin, "state_slots"):
         return
     for param in space.params:
-        place, _, key = param.path.partition(".")
-        if place != "optim" or "." in key:
-            continue
+        beside, key = _options_beside(job, param.path)
         slots: dict[float, Any] = {}
-        for _, value in param.probes():
-            options = {**job.optim.options, key: value}
+        for _, value in param.probes() if key else ():
+            options = {**beside, key: value}
             if not plugins.config_problems(config, options):
                 slots.setdefault(plugin.state_slots(plugins.build_config(config, options)), value)
         if len(slots) > 1:
             few, many = (slots[each] for each in (min(slots), max(slots)))
             message = f"with {few!r} the optimiser keeps less than with {many!r}, which a checkpoint of it would lack"
             yield Problem(join("sweep.space", param.path), message, f"leave {few!r} out", "contradiction")
+
+
+def _options_beside(job: JobSpec, path: str) -> tuple[dict[str, Any], str]:
+    """Return the options that hold where an option of the optimiser or of one of its groups does, and its key; "" for
+    other paths."""
+    options = dict(job.optim.options)
+    match path.split("."):
+        case ["optim", key]:
+            return options, key
+        case ["optim", "groups", index, key] if index.isdigit() and int(index) < len(job.optim.groups):
+            return options | dict(job.optim.groups[int(index)].options), key
+    return {}, ""

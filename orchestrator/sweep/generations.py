@@ -80,7 +80,7 @@ class Generations(Source):
 
     def _birth(self) -> Birth | None:
         """Return which member a point of the first generation is to be."""
-        return Birth(0, self._free(0), until=self._ends[0])
+        return Birth(0, self._free(0), begins=0, until=self._ends[0])
 
     def _current(self) -> int | None:
         """Return the first generation that still lacks members; None when all are complete."""
@@ -176,12 +176,16 @@ def _batch_of(data: Mapping[str, Any], space: Space, limits: Limits) -> BatchPla
     """Return how the training is cut up, which is the same at every point: none may change it."""
     numbers = random.Random(0)
     drawn = (space.from_units([numbers.random() for _ in space.params]) for _ in range(TRIES))
-    found = (judge_point(data, point, (), limits) for point in chain([{}], drawn))
-    plans = (each.plan.batch for each in found if isinstance(each, Feasible))
-    batch = next(plans, None)
-    if batch is None:
-        raise JobFileError(f"none of {TRIES} drawn points gives a job that can be planned", hint="widen the space")
-    return batch
+    why = ""
+    for point in chain([{}], drawn):
+        judged = judge_point(data, point, (), limits)
+        if isinstance(judged, Feasible):
+            return judged.plan.batch
+        why = judged.reason
+    raise JobFileError(
+        f"none of {TRIES} drawn points gives a job that can be planned; of the last one: {why}",
+        hint="use a larger machine or cluster, or widen the space",
+    )
 
 
 def begin_from_parent(run: RunDir, ledger: Ledger, trial: Trial) -> None:

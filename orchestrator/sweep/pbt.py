@@ -70,4 +70,5 @@ class Pbt(Random):
             return Child(parent, values, is_changed=False)
         numbers = random.Random(f"{seed}/{attempt}")
         perturb, resample = self._config.perturb, self._config.resample
-        return Child(parent, explore(self._task.space, values, numbers, perturb=perturb, resample=resample), True)
+        found = explore(self._task.space, values, numbers, perturb=perturb, resample=resample)
+        return Child(parent, found, is_changed=found != values)

@@ -1,4 +1,5 @@
-"""May a sweep go on with this job? Its trials must be comparable; space, budgets, searcher and scheduler may change.
+"""May a sweep go on with this job? Its trials must be comparable; space, budgets, searcher and scheduler may change (a
+population's budgets only).
 
 Asked twice: of the job file (`require_same_job`), and of every trial's own job (`require_same_trials`), which other
 code may make another of, by other defaults, though the file and the point are the same.
@@ -53,7 +54,7 @@ def require_same_job(run: RunDir, job: JobSpec) -> None:
     if problems:
         raise JobFileError(
             f"{run.run_id} cannot go on with another job: its trials could not be compared; nothing was changed",
-            hint="only the space, budgets, searcher, scheduler and start points may change",
+            hint=f"only {_may_change(before, job)} may change",
             problems=problems,
         )
 
@@ -61,12 +62,22 @@ def require_same_job(run: RunDir, job: JobSpec) -> None:
 def _population_problems(before: JobSpec, job: JobSpec) -> Iterator[Problem]:
     """Yield a problem for what decides a population: its later generations begin from the earlier ones' checkpoints."""
     old, new = before.sweep, job.sweep
-    if old is None or new is None or not any(breeds(each.model_dump(mode="json")) for each in (old, new)):
+    if old is None or new is None or not _is_population(before, job):
         return
     for key in ("search", "space", "constraints", "seed"):
         if getattr(old, key) != getattr(new, key):
             message = "was another when the sweep began, and members of a population begin from one another"
             yield Problem(f"sweep.{key}", message, f"set sweep.{key} back, or start anew", "resume")
+
+
+def _is_population(*jobs: JobSpec) -> bool:
+    return any(each.sweep is not None and breeds(each.sweep.model_dump(mode="json")) for each in jobs)
+
+
+def _may_change(before: JobSpec, job: JobSpec) -> str:
+    if _is_population(before, job):
+        return "budgets, start points, `export` and `keep`"
+    return "the space, budgets, searcher, scheduler and start points"
 
 
 def _compress_problems(before: JobSpec, job: JobSpec, varies: set[str]) -> Iterator[Problem]:

@@ -105,6 +105,17 @@ def test_an_option_by_which_the_optimiser_keeps_less_is_refused() -> None:
     assert problems({"optim.momentum": {"min": 0.1, "max": 0.9}}, optim=optim) == {}
 
 
+def test_so_is_one_of_a_group_of_parameters() -> None:
+    groups = [{"match": "*.bias", "momentum": 0.9}, {"match": "*.weight", "nesterov": True}]
+    optim = {"use": "sgd", "groups": groups}
+    told = problems({"optim.groups.0.momentum": {"min": 0.0, "max": 0.9}}, optim=optim)
+    assert list(told) == ["sweep.space.optim.groups.0.momentum"]
+    assert told["sweep.space.optim.groups.0.momentum"].message.startswith(
+        "with 0.0 the optimiser keeps less than with 0.9"
+    )
+    assert problems({"optim.groups.0.momentum": {"min": 0.5, "max": 0.9}, "optim.groups.0.lr": RATE}, optim=optim) == {}
+
+
 def test_pbt_under_scheduler_is_sent_to_search(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(
@@ -118,15 +129,20 @@ def test_pbt_under_scheduler_is_sent_to_search(tmp_path: Path) -> None:
     assert "`search: {use: pbt, population: 8}`" in told.hint
 
 
-def resume(tmp_path: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def refusal(tmp_path: Path, before: dict[str, Any], now: dict[str, Any]) -> JobFileError | None:
     run = create_run(tmp_path, "tiny", kind="sweep")
     base = {"space": {"optim.lr": RATE}, "trials": None}
     write_json(run.job, load_spec(tiny_sweep(tmp_path, base | before)).model_dump(mode="json"))
     try:
         require_same_job(run, load_spec(tiny_sweep(tmp_path, base | now)))
     except JobFileError as error:
-        return [each.path for each in error.problems]
-    return []
+        return error
+    return None
+
+
+def resume(tmp_path: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    error = refusal(tmp_path, before, now)
+    return [each.path for each in error.problems] if error is not None else []
 
 
 def test_what_decides_a_population_stays_when_it_is_resumed(tmp_path: Path) -> None:
@@ -140,3 +156,6 @@ def test_what_decides_a_population_stays_when_it_is_resumed(tmp_path: Path) -> N
     assert resume(tmp_path, same, same | wider) == ["sweep.space"]
     assert resume(tmp_path, {"search": {"use": "random"}, "trials": 4}, same) == ["sweep.search"]
     assert resume(tmp_path, same, {"search": {"use": "random"}, "trials": 4}) == ["sweep.search"]
+    error = refusal(tmp_path, same, same | wider)
+    assert error is not None
+    assert error.hint == "only budgets, start points, `export` and `keep` may change"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster.failure import Failure
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, JobFileError
 from orchestrator.plan.available import Available
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.load import load_spec
@@ -307,6 +307,13 @@ def test_how_many_trials_there_are_to_be_is_known_before(tmp_path: Path) -> None
     assert count() == 16
     assert count(search={"interval": 3}) == 8
     assert count(trials=8) == 8
+
+
+def test_a_cluster_that_is_too_small_is_said_before_anybody_is_proposed(tmp_path: Path) -> None:
+    data = population_of(tmp_path) | {"parallel": {"replicate": 4}}
+    job = load_spec(data)
+    with pytest.raises(JobFileError, match=r"none of 200 drawn points .* do not fit the cluster, which has room for 2"):
+        trials_of(data, job, build_space(job), Limits(Available.unknown(), 2))
 
 
 def test_importance_is_that_of_trials_that_began_anew(tmp_path: Path) -> None:

@@ -141,6 +141,16 @@ def test_values_that_stay_infeasible_give_way_to_the_parents_own() -> None:
     assert pbt_of(population=2).breed(1, 0, 0, standings(NONE, NONE)) is None
 
 
+def test_a_copy_whose_values_could_not_move_is_not_said_to_have_changed() -> None:
+    space = space_of({"optim.schedule": [{"use": "cosine"}, {"use": "constant"}]})
+    former = [Standing(member, score, {"optim.schedule": {"use": "cosine"}}) for member, score in enumerate((0.9, 0.1))]
+    searcher = plugins.build("searchers", "pbt", {"population": 2, "resample": 0.5}, SearchTask(space, ()))
+    found = [searcher.breed(1, 1, attempt, former) for attempt in range(MOST_ATTEMPTS)]
+    assert {(each.point["optim.schedule"]["use"], each.is_changed) for each in found} == {
+        ("cosine", False), ("constant", True),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

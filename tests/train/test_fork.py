@@ -150,6 +150,16 @@ def test_the_checkpoint_of_the_step_is_linked_alone_and_outlives_its_parent(tmp_
     assert fork.is_of(tmp_path / "child" / place.name)
 
 
+def test_every_folder_that_is_made_has_a_durable_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent's checkpoint may be deleted afterwards: a power cut must not take the child's with a folder's name."""
+    place = committed(tmp_path / "t000" / "checkpoints", 20)
+    synced: list[Path] = []
+    monkeypatch.setattr("orchestrator.checkpoint.fork.Disk.sync_folder", lambda disk, path: synced.append(path))
+    take(place.parent, 20, tmp_path / "t001" / "checkpoints")
+    made = [tmp_path / "t001", tmp_path / "t001" / "checkpoints", tmp_path / "t001" / "checkpoints" / place.name]
+    assert {path.parent for path in made} <= set(synced)
+
+
 def test_a_checkpoint_that_is_not_there_cannot_be_taken(tmp_path: Path) -> None:
     committed(tmp_path / "parent", 10)
     with pytest.raises(CheckpointError, match="has no checkpoint of step 20, from which another training"):
