@@ -108,5 +108,7 @@ def _closing_lines(result: SweepResult, said: str) -> list[str]:
     if result.state == "stopped":
         rows.append(("go on", f"orchestrator sweep {said} --resume {result.run_id}"))
     elif best is not None:
-        rows.append(("next", f"orchestrator ui  ·  orchestrator run {result.path}/trials/{best.name}/job.yaml"))
+        alone = best.birth is None or best.birth.parent is None  # else its job file does not train what it is
+        again = f"  ·  orchestrator run {result.path}/trials/{best.name}/job.yaml" if alone else ""
+        rows.append(("next", f"orchestrator ui{again}"))
     return [f"{click.style(f'{title:<13}', bold=True)} {text}" for title, text in rows]
