@@ -21,6 +21,7 @@ from orchestrator.supernet.page import supernet_seconds
 from orchestrator.sweep.after import Trained
 from orchestrator.sweep.budget import budget_spent
 from orchestrator.sweep.closing import Closer
+from orchestrator.sweep.generations import begin_from_parent
 from orchestrator.sweep.hear import Hearing
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.objectives import Objective
@@ -189,10 +190,11 @@ class SweepLoop:
         if training is None and not shared.claim(key, work):
             return True
         trial, slot = work.trial, self.under_way.take_slot()
+        begin_from_parent(self.run, self.ledger, trial)
         job = trial_digest(trial_job(work.feasible.job, work.repeat))
         self.ledger.begin(trial, work.repeat, workers=need.num_workers, job=job)
         share = work.open(self.run)
-        trial.total_steps, trial.began = work.feasible.plan.batch.total_steps, time.monotonic()
+        trial.total_steps, trial.began = work.last_step, time.monotonic()
         if trial.stopped_at and newest_step(work.run) >= trial.stopped_step:
             # Decided by the scheduler before the driver was killed: nothing is left to train.
             control.request_stop(work.run, "ended by the scheduler")

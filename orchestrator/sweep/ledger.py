@@ -10,11 +10,14 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.fork import Fork
 from orchestrator.errors import CheckpointError
 from orchestrator.runs.record import now_iso
+from orchestrator.sweep.birth import Birth
 from orchestrator.sweep.point import Point, point_hash
 from orchestrator.sweep.trial import Trial
 
@@ -56,15 +59,21 @@ class Ledger:
         asked: int,
         settings: Mapping[str, Any] | None = None,
         predicted: Mapping[str, float] | None = None,
+        birth: Birth | None = None,
     ) -> Trial:
         """Add a point as the next trial; `asked` is how often the searcher was asked by now."""
         number = max(self.trials, default=-1) + 1
+        born = {"birth": asdict(birth)} if birth is not None else {}
         self._append(
             {"event": "proposed", "trial": number, "point": dict(point), "hash": point_hash(point), "origin": origin,
              "asked": asked, **({"settings": dict(settings)} if settings else {}),
-             **({"predicted": dict(predicted)} if predicted else {})}
+             **({"predicted": dict(predicted)} if predicted else {}), **born}
         )  # fmt: skip
         return self.trials[number]
+
+    def fork(self, trial: Trial, fork: Fork) -> None:
+        """Note which checkpoint of its parent a trial begins from: it is in the trial's folder by now."""
+        self._append({"event": "forked", "trial": trial.number, **asdict(fork)})
 
     def begin(self, trial: Trial, repeat: int, *, workers: int, job: str) -> None:
         """Note that a repeat of a trial is about to be trained (again); `job` is its job's digest."""
@@ -160,8 +169,9 @@ class Ledger:
         point = dict(record["point"])
         if point_hash(point) != record["hash"]:
             raise ValueError(f"the point of trial {record['trial']} is not what its hash {record['hash']} says")
+        birth = Birth(**record["birth"]) if "birth" in record else None
         settings, predicted = dict(record.get("settings", {})), dict(record.get("predicted", {}))
-        trial = Trial(int(record["trial"]), point, record["hash"], record["origin"], settings, predicted)
+        trial = Trial(int(record["trial"]), point, record["hash"], record["origin"], settings, predicted, birth=birth)
         self.trials[trial.number] = trial
         self.by_digest[trial.digest] = trial
         self.asked = max(self.asked, int(record["asked"]))
