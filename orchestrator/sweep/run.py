@@ -19,6 +19,7 @@ from orchestrator.cluster.session import RaySession
 from orchestrator.cluster.tracked import as_record
 from orchestrator.errors import JobFileError, OrchestratorError
 from orchestrator.plan.available import Available
+from orchestrator.plan.plan import Resources
 from orchestrator.runs import control
 from orchestrator.runs.catalog import create_run, find_run
 from orchestrator.runs.heartbeat import kill_rank, read_heartbeats
@@ -170,7 +171,9 @@ class _Driver:
     def _limits(self, pool: Pool) -> Limits:
         address, cluster = self.job.cluster.address, self.job.cluster
         here = Available.local() if address is None else Available.unknown()
-        most = None if address is None else max(1, int(pool.total.cpus // cluster.cpus_per_worker))
+        gpus = 0.0 if cluster.gpus_per_worker == "auto" else cluster.gpus_per_worker
+        one = Resources(1, cluster.cpus_per_worker, gpus, "gloo", "cpu")
+        most = None if address is None else max(1, sum(node.holds(one) for node in pool.nodes))
         return Limits(here, most)
 
     def search(self) -> None:

@@ -25,6 +25,7 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.supernet.page import Nets, Ranking, read_ranking, write_nets
 from orchestrator.sweep.feasible import Feasible
 from orchestrator.sweep.point import short_value
+from orchestrator.sweep.schedule import what_is_there, what_it_takes
 from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.trial_run import TrialRun, default_uri
 from orchestrator.sweep.workshop import Workshop
@@ -110,8 +111,7 @@ def _train(workshop: Workshop, work: SupernetRun) -> dict[str, Any]:
     while True:
         if not workshop.pool.can_start(need):
             raise NotAbleError(
-                f"the supernet needs {need.cpus_per_worker:g} CPUs and {need.gpus_per_worker:g} GPUs in one process, "
-                f"the cluster has {workshop.pool.total.cpus:g} and {workshop.pool.total.gpus:g}",
+                f"the supernet needs {what_it_takes(need)}; the cluster has {what_is_there(workshop.pool)}",
                 hint="lower cluster.cpus_per_worker or cluster.gpus_per_worker",
             )
         workshop.pool.start(SLOT, work.open(workshop.run), need)

@@ -11,10 +11,11 @@ from orchestrator.checkpoint.disk import MANIFEST, hash_file
 from orchestrator.checkpoint.manifest import CheckpointMeta, FileEntry, Manifest, folder_name
 from orchestrator.cluster.events import Event
 from orchestrator.cluster.failure import Failure
-from orchestrator.cluster.gangs import Room
+from orchestrator.cluster.nodes import Node
 from orchestrator.cluster.pool import PoolEvent
 from orchestrator.cluster.trial_worker import Share
 from orchestrator.plan.available import Available
+from orchestrator.plan.layout import Layout
 from orchestrator.plan.plan import Resources
 from orchestrator.runs import control
 from orchestrator.runs.catalog import create_run
@@ -112,19 +113,19 @@ class FakePool:
     def __init__(
         self, train: Callable[[Share], Training], slots: int = 1, on_event: Callable[[int], None] = lambda n: None
     ) -> None:
-        self.total = Room(float(slots), 0.0)
+        self.cpus, self.gpus, self.nodes = float(slots), 0.0, [Node("here", float(slots))]
         self._train, self._slots, self._on_event = train, slots, on_event
         self._running: dict[int, Training] = {}
         self._events: list[PoolEvent] = []
         self.told = 0
 
-    def can_start(self, need: Resources) -> bool:
+    def can_start(self, need: Resources, layout: Layout | None = None) -> bool:
         return len(self._running) < self._slots
 
-    def has_room(self, room: Room) -> bool:
+    def has_room(self, need: Resources) -> bool:
         return len(self._running) < self._slots
 
-    def start(self, trial: int, share: Share, need: Resources) -> None:
+    def start(self, trial: int, share: Share, need: Resources, layout: Layout | None = None) -> None:
         self._running[trial] = self._train(share)
         self._go_on(trial, None)
 
