@@ -55,8 +55,9 @@ class Layer:
         """Return what the weight takes in the file, scales and zero points included."""
         if bits == FULL:
             return 4.0 * self.weights
-        if self.operator in _STATIC or (self.operator == "Gather" and bits == 8):
-            return self.weights + 5.0 * self.outputs
+        grid = grid_in_file(self.operator, bits, group)
+        if grid.group is None:
+            return self.weights + 5.0 * (1 if grid.whole else self.outputs)
         groups = self.outputs * ceil(self.inputs / group)
         return groups * (group * bits / 8 + 4 + bits / 8)
 
@@ -120,6 +121,13 @@ def _price(layer: Layer, bits: int, group: int) -> float:
     return max(added, 1e-9 / bits) / saved
 
 
+def grid_in_file(operator: str, bits: int, group: int) -> Grid:
+    """Return the grid that the tool for an operator lays over its weight (see `_write`)."""
+    if operator in _STATIC:
+        return Grid(bits)
+    return Grid(bits, whole=True) if (operator, bits) == ("Gather", 8) else Grid(bits, group)
+
+
 def _layers(source: Path, model: nn.Module) -> list[Layer]:
     """Return the model's layers that the graph has as operators with kernels for fewer bits."""
     kinds = (nn.Linear, nn.Conv2d, nn.Embedding)
@@ -145,8 +153,7 @@ def _measure(layers: list[Layer], model: nn.Module, context: Context, group: int
         part: Any = parts[layer.name]
         for bits in _CHOICES[layer.operator]:
             kept = part.weight.data.clone()
-            whole = layer.operator in _STATIC or (layer.operator == "Gather" and bits == 8)
-            wear(part, Grid(8) if whole else Grid(bits, group), spans.get(layer.name))
+            wear(part, grid_in_file(layer.operator, bits, group), spans.get(layer.name))
             layer.losses[bits] = _loss(twin, context) - before
             take_off(twin)
             part.weight.data = kept

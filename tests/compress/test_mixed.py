@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import TensorProto, helper
+from onnx.numpy_helper import from_array
 
 from orchestrator.compress.check import check
-from orchestrator.compress.mixed import Layer, allocate
+from orchestrator.compress.mixed import Layer, _write, allocate, grid_in_file
 from orchestrator.compress.pipeline import compress
 from orchestrator.compress.quantise import Budget, Config
 from orchestrator.compress.report import as_json, table
+from orchestrator.compress.runtime import open_onnx
 from orchestrator.errors import ExportError, PlanError
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
@@ -51,6 +57,26 @@ def test_bits_are_taken_where_a_byte_costs_least() -> None:
     nothing_left = layers()
     allocate(nothing_left, 100, 32)
     assert [layer.bits for layer in nothing_left] == [4, 4, 8]
+
+
+@pytest.mark.parametrize(("operator", "bits"), [("Gather", 8), ("Gather", 4), ("MatMul", 8), ("MatMul", 4)])
+def test_what_a_layer_bears_is_measured_on_the_grid_of_the_file(operator: str, bits: int, tmp_path: Path) -> None:
+    numbers = torch.Generator().manual_seed(0)
+    weight_OI = torch.randn(48, 32, generator=numbers) * torch.rand(48, 1, generator=numbers) + 0.3  # rows unalike
+    table = operator == "Gather"
+    stored = from_array((weight_OI if table else weight_OI.T.contiguous()).numpy(), "weight")
+    kind, shape = (TensorProto.INT64, [48]) if table else (TensorProto.FLOAT, [32, 32])
+    node = helper.make_node(operator, ["weight", "inputs"] if table else ["inputs", "weight"], ["out"], "node")
+    given = [helper.make_tensor_value_info("inputs", kind, shape)]
+    out = [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)]
+    graph = helper.make_graph([node], "layer", given, out, [stored])
+    source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), source)
+    layer = Layer("layer", "node", operator, 48, 32, bits=bits)
+    _write(source, target, [layer], cast(Any, None), Config(scheme="mixed", budget=Budget(size_ratio=2.0)))
+    found = open_onnx(target)(np.arange(48) if table else np.eye(32, dtype=np.float32))
+    wanted = grid_in_file(operator, bits, 32).snap(weight_OI)
+    torch.testing.assert_close(torch.from_numpy(found if table else found.T), wanted, rtol=0, atol=2e-4)
 
 
 @pytest.mark.slow
