@@ -106,7 +106,7 @@ def test_a_trial_of_a_killed_driver_is_closed_when_the_next_one_is_stopped_befor
     assert {read_record(RunDir(path)).state for path in run.trials.iterdir()} == {"running"}
 
     class Stopped(FakePool):
-        def can_start(self, need: Any) -> bool:
+        def can_start(self, need: Any, layout: Any = None) -> bool:
             control.request_stop(run, "a test")
             return False
 
