@@ -13,8 +13,8 @@ from orchestrator.parallel.initialise import build_module
 from orchestrator.plan.cut import EXITS, Cut, cuts_of, exit_name
 from orchestrator.spec.base import Use
 from orchestrator.spec.job import JobSpec
+from orchestrator.train.build import construct_model
 from orchestrator.train.cut import cut_weights
-from orchestrator.train.engine import construct_model
 
 
 def build_whole(job: JobSpec, nets: Iterable[Use]) -> nn.Module:

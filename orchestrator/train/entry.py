@@ -26,7 +26,8 @@ from orchestrator.runs.record import read_record, write_json
 from orchestrator.runs.spool import SpoolWriter
 from orchestrator.runs.system import SystemSampler
 from orchestrator.spec.job import JobSpec
-from orchestrator.train.engine import Engine, build_engine, construct_model, load_dataset
+from orchestrator.train.build import construct_model
+from orchestrator.train.engine import Engine, build_engine, load_dataset
 from orchestrator.train.lineage import record_dataset
 from orchestrator.train.loop import fit
 from orchestrator.train.ports import FitResult, NullRecorder, Ports, StepReport
