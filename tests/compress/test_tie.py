@@ -16,8 +16,8 @@ from orchestrator.compress.export import Export
 from orchestrator.compress.pipeline import Trained
 from orchestrator.compress.prune import Config as PruneConfig
 from orchestrator.compress.prune import Prune
+from orchestrator.compress.quantise import Budget, Quantise
 from orchestrator.compress.quantise import Config as QuantiseConfig
-from orchestrator.compress.quantise import Quantise
 from orchestrator.compress.recover import recover
 from orchestrator.compress.runtime import open_onnx
 from orchestrator.compress.share import Config, Share
@@ -95,6 +95,18 @@ def test_quantisers_do_not_copy_them(scheme: Any, trained: Trained, tmp_path: Pa
         state = Export(ExportConfig()).apply(each, context).state
         sizes.append(size_of(Quantise(QuantiseConfig(scheme=scheme)).apply(state, context).state))
     assert sizes[1] < 0.9 * sizes[0]  # the graph itself weighs much beside five small blocks
+
+
+@pytest.mark.slow
+def test_mixed_precision_lowers_a_layer_wherever_it_stands(trained: Trained, tmp_path: Path) -> None:
+    context = replace(context_of(trained, tmp_path / "file"))
+    state = Export(ExportConfig()).apply(tied(trained, tmp_path)[0], context).state
+    asked = QuantiseConfig(scheme="mixed", budget=Budget(size_ratio=3.8))
+    change = Quantise(asked).apply(state, context)
+    places = [len(row["nodes"]) for row in change.facts["layers"] if row["name"].startswith("layers.block")]
+    assert sorted(places) == [1] * 7 + [2] * 14
+    whole = sum(parameter.numel() * 4 for parameter in trained.model.parameters())
+    assert size_of(change.state) <= whole / 3.8
 
 
 def test_what_cannot_be_tied_is_refused(trained: Trained, tmp_path: Path) -> None:
