@@ -13,16 +13,18 @@ from orchestrator.compress.artifact import size_of
 from orchestrator.compress.base import Context, State
 from orchestrator.compress.export import Config as ExportConfig
 from orchestrator.compress.export import Export
+from orchestrator.compress.features import Features, chosen
 from orchestrator.compress.pipeline import Trained
 from orchestrator.compress.prune import Config as PruneConfig
 from orchestrator.compress.prune import Prune
 from orchestrator.compress.quantise import Budget, Quantise
 from orchestrator.compress.quantise import Config as QuantiseConfig
-from orchestrator.compress.recover import recover
+from orchestrator.compress.recover import Lessons, recover
 from orchestrator.compress.runtime import open_onnx
 from orchestrator.compress.share import Config, Share
 from orchestrator.compress.structure import _replace
 from orchestrator.errors import ExportError, PlanError
+from orchestrator.export.weights import plain_copy
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
 from orchestrator.spec.job import JobSpec
@@ -84,6 +86,25 @@ def test_the_file_holds_tied_blocks_once_and_answers_as_the_model(trained: Train
     inputs, _ = context.calibration()
     found = torch.from_numpy(open_onnx(narrow.file())(inputs.numpy()))
     torch.testing.assert_close(found, state.model(inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_each_place_of_a_tied_block_is_compared_with_the_teachers_block_there(trained: Trained, tmp_path: Path) -> None:
+    state, context = tied(trained, tmp_path)
+    teacher = plain_copy(trained.model)
+    for number in (2, 4):  # as the tied model, but in blocks of their own
+        first = teacher.get_submodule(f"layers.block{number - 1}").state_dict()
+        teacher.get_submodule(f"layers.block{number}").load_state_dict(first)
+    inputs = context.calibration()[0]
+    blocks = [f"layers.block{number}" for number in range(1, 6)]
+    asked: list[tuple[str, ...] | str] = ["auto", tuple(blocks)]
+    for names in asked:
+        assert set(blocks) <= set(chosen(state.model, teacher, names))
+        pupil = plain_copy(state.model)
+        features = Features(pupil, Lessons(teacher, features=names), context)
+        for _ in range(2):
+            pupil(inputs)
+            assert float(features.distance(inputs)) == pytest.approx(0.0, abs=1e-9)
+        features.leave()
 
 
 @pytest.mark.slow
