@@ -164,6 +164,7 @@ def _rounded(x: Tensor) -> Tensor:
 def _on_range(x: Tensor, low: Tensor, high: Tensor, steps: int) -> Tensor:
     """Return x on the grid of `steps` + 1 values from low (at most 0) to high (at least 0), one of which is 0."""
     scale = ((high - low) / steps).clamp(min=_TINY)
-    zero = (-low / scale).round().clamp(0, steps).detach()
+    exact = (-low / scale).clamp(0, steps)
+    zero = exact.round() + (exact - exact.detach())  # a whole number; its rounding passes gradients on, too
     snapped: Tensor = (_rounded(x / scale + zero).clamp(0, steps) - zero) * scale
     return snapped
