@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -196,6 +197,10 @@ def test_a_front_is_asked_from_both_ends_inwards(tmp_path: Path, monkeypatch: py
 
 def test_orders() -> None:
     assert best_first([[1.0], [3.0], [2.0], [3.0]]) == [1, 3, 2, 0]
+    assert best_first([[float("-inf")], [3.0], [float("-inf")]]) == [1, 0, 2]
+    began = time.perf_counter()
+    assert best_first([[float(at % 1999)] for at in range(2000)])[0] == 1998
+    assert time.perf_counter() - began < 1.0, "not a pass over all nets for every net"
     assert best_first([[1.0, -1.0], [2.0, -2.0], [0.5, -3.0], [3.0, -3.0]]) == [3, 0, 1, 2]
     assert spread(0) == []
     assert spread(1) == [0]
