@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +121,16 @@ class Ledger:
 
     def _append(self, record: dict[str, Any], *, durable: bool = True) -> None:
         line = json.dumps({"at": now_iso(), **record}, separators=(",", ":"), allow_nan=True).encode() + b"\n"
-        written = os.write(self._fd, line)
-        if written < len(line):  # what comes after would be joined to a torn line
-            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
-            raise CheckpointError(
-                f"{self.path} could not be written: the disk is full", hint="make room, then --resume"
-            )
-        if durable:
-            os.fsync(self._fd)
+        try:
+            written = os.write(self._fd, line)
+            if written < len(line):  # what comes after would be joined to a torn line
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
+            if durable:
+                os.fsync(self._fd)
+        except OSError as error:
+            hint = "make room, or mend the disk, then --resume"
+            raise CheckpointError(f"{self.path} could not be written: {error.strerror or error}", hint=hint) from error
         self._fold(record)
 
     def _fold_file(self) -> None:
