@@ -82,9 +82,14 @@ def read_ranking(run: RunDir, num_nets: int) -> Ranking | None:
     return found if len(found.scores) == num_nets and Path(found.file).is_file() else None
 
 
+def supernet_folders(sweep: RunDir) -> list[RunDir]:
+    """Return where the supernets of a sweep lie, whatever became of them."""
+    return [RunDir(path) for path in sorted(sweep.trials.glob("supernet-*"))]
+
+
 def supernet_seconds(sweep: RunDir) -> float:
     """Return the seconds that training and ranking the supernets of a sweep took; 0.0: it has none."""
-    rankings = [_read(path) for path in sweep.trials.glob("supernet-*/ranking.json")]
+    rankings = [_read(path) for each in supernet_folders(sweep) if (path := ranking_path(each)).is_file()]
     return sum(float(each["train_s"]) + float(each["rank_s"]) for each in rankings)
 
 

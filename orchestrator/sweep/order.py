@@ -15,10 +15,12 @@ def best_first(scores: Sequence[Sequence[float]]) -> list[int]:
     always in the middle of the widest gap: however few are asked for, they stand for the whole front. Of rows with one
     score, the best first; of equals, the one named first.
     """
+    if scores and len(scores[0]) == 1:  # every front is a value's: a sort finds them
+        return sorted(range(len(scores)), key=lambda at: (-scores[at][0], at))
     left, found = dict(enumerate(scores)), list[int]()
     while left:
         front = pareto_front(left)
-        found += [front[at] for at in spread(len(front))] if len(scores[0]) > 1 else front
+        found += [front[at] for at in spread(len(front))]
         for key in front:
             del left[key]
     return found

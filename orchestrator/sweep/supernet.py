@@ -24,7 +24,7 @@ from orchestrator.supernet.page import Nets, Ranking
 from orchestrator.sweep.correlation import CONTROL
 from orchestrator.sweep.feasible import Feasible
 from orchestrator.sweep.objectives import Objective
-from orchestrator.sweep.order import best_first, evenly
+from orchestrator.sweep.order import best_first, evenly, spread
 from orchestrator.sweep.point import Point, plain_copy, point_hash
 from orchestrator.sweep.search import About, Outcome, SearchTask
 from orchestrator.sweep.space import Space
@@ -195,11 +195,13 @@ def derived(net: Feasible) -> dict[str, float]:
 def control_places(values: list[dict[str, float]], known: list[Objective], wanted: int) -> list[int]:
     """Return the places of nets to train alone: evenly from the best to the worst by the first measured objective.
 
-    The best alone would not say whether the ranking can tell good from bad.
+    The best alone would not say whether the ranking can tell good from bad. Both ends come first, then what lies
+    between, so that those of a sweep that ends early span the ranking, too.
     """
     first = next(each for each in known if each.name.startswith("val/"))
     order = sorted(range(len(values)), key=lambda at: (-first.score(values[at][first.name]), at))
-    return [order[at] for at in evenly(len(order), wanted)]
+    places = evenly(len(order), wanted)
+    return [order[places[at]] for at in spread(len(places))]
 
 
 def _in_turns(one: Iterator[Point], other: Iterator[Point]) -> Iterator[Point]:

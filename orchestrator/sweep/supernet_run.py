@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.cluster.events import Event
 from orchestrator.cluster.failure import Failure
 from orchestrator.cluster.trial_worker import Share
-from orchestrator.errors import ClusterError, NotAbleError, TrainError
+from orchestrator.errors import ClusterError, NotAbleError, OrchestratorError, TrainError
 from orchestrator.runs import control
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import read_record
@@ -25,6 +25,7 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.supernet.page import Nets, Ranking, read_ranking, write_nets
 from orchestrator.sweep.feasible import Feasible
 from orchestrator.sweep.point import short_value
+from orchestrator.sweep.schedule import what_is_there, what_it_takes
 from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.trial_run import TrialRun, default_uri
 from orchestrator.sweep.workshop import Workshop
@@ -77,18 +78,23 @@ def train_supernet(workshop: Workshop, name: str, wide: Feasible, nets: Nets) ->
 
     Raises TrainError, ClusterError or NotAbleError when it cannot be trained.
     """
-    run = RunDir(workshop.run.trials / name)
+    run, steps = RunDir(workshop.run.trials / name), wide.plan.batch.total_steps
+    work = SupernetRun(Trial(-1, {}, name, "supernet"), 0, wide, run, num_nets=len(nets.models))
     found = read_ranking(run, len(nets.models))
     if found is not None:
+        if not _was_closed(run):  # the driver was killed between the ranking and its end
+            work.spool = SpoolWriter(run.spool / "driver.jsonl")
+            _finish(work, nets, found, steps)
         workshop.on_event(Event("supernet", f"{name}: trained and ranked before"))
         return found
     run.path.mkdir(parents=True, exist_ok=True)
     write_nets(run, nets)
-    work = SupernetRun(Trial(-1, {}, name, "supernet"), 0, wide, run, num_nets=len(nets.models))
-    steps = wide.plan.batch.total_steps
     workshop.on_event(Event("supernet", f"{name}: {len(nets.models)} nets share the weights of one, {steps:,} steps"))
     try:
         result = _train(workshop, work)
+    except OrchestratorError as error:
+        work.close("failed", error.message, {}, {})
+        raise
     except BaseException:
         work.close("interrupted", "the sweep ended before it was trained", {}, {})
         raise
@@ -96,13 +102,25 @@ def train_supernet(workshop: Workshop, name: str, wide: Feasible, nets: Nets) ->
     if result["status"] != "finished" or found is None:
         work.close("interrupted", "the sweep was asked to stop", {}, {})
         return None
+    workshop.on_event(Event("supernet", f"{name}: {_finish(work, nets, found, int(result['step']))}"))
+    return found
+
+
+def _finish(work: SupernetRun, nets: Nets, found: Ranking, step: int) -> str:
+    """Tell the record and the tracking store what came of it; return it in words."""
     said = f"{len(nets.models)} nets scored in {found.rank_s:.1f} s after {found.train_s:.1f} s of training"
     _keep(work, nets, found)
-    work.trial.step = int(result["step"])
+    work.trial.step = step
+    shutil.rmtree(work.run.checkpoints, ignore_errors=True)  # the shared weights have a file of their own
     work.close("finished", said, {f"supernet/{key}": value for key, value in found.whole.items()}, {})
-    shutil.rmtree(run.checkpoints, ignore_errors=True)  # the shared weights have a file of their own
-    workshop.on_event(Event("supernet", f"{name}: {said}"))
-    return found
+    return said
+
+
+def _was_closed(run: RunDir) -> bool:
+    try:
+        return read_record(run).state == "finished"
+    except NotAbleError:  # a power cut took it
+        return False
 
 
 def _train(workshop: Workshop, work: SupernetRun) -> dict[str, Any]:
@@ -110,8 +128,7 @@ def _train(workshop: Workshop, work: SupernetRun) -> dict[str, Any]:
     while True:
         if not workshop.pool.can_start(need):
             raise NotAbleError(
-                f"the supernet needs {need.cpus_per_worker:g} CPUs and {need.gpus_per_worker:g} GPUs in one process, "
-                f"the cluster has {workshop.pool.total.cpus:g} and {workshop.pool.total.gpus:g}",
+                f"the supernet needs {what_it_takes(need)}; the cluster has {what_is_there(workshop.pool)}",
                 hint="lower cluster.cpus_per_worker or cluster.gpus_per_worker",
             )
         workshop.pool.start(SLOT, work.open(workshop.run), need)

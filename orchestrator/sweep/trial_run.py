@@ -34,6 +34,7 @@ from orchestrator.runs.spool import SpoolWriter
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.yaml_write import write
 from orchestrator.sweep.feasible import Feasible
+from orchestrator.sweep.lineage import lineage_comment, lineage_tags
 from orchestrator.sweep.point import plain_copy, point_name, short_value
 from orchestrator.sweep.trial import Trial
 from orchestrator.tracking.request import TrackingRequest, write_request
@@ -94,7 +95,15 @@ class TrialRun:
         if self.spool is None:
             self._track(sweep, job, resume=attempt > 1)
         self.began, self.stop_reason, self.watchdog = time.monotonic(), "", Watchdog()
-        return Share(str(self.run.path), attempt=attempt, token=self.lease.token, resume=attempt > 1)
+        birth, fork = self.trial.birth, self.trial.fork
+        until = self.last_step if birth is not None else None
+        resume = attempt > 1 or fork is not None
+        return Share(str(self.run.path), attempt=attempt, token=self.lease.token, resume=resume, until=until, fork=fork)
+
+    @property
+    def last_step(self) -> int:
+        """The step at which this trial's training ends."""
+        return self.trial.birth.until if self.trial.birth is not None else self.feasible.plan.batch.total_steps
 
     def _last_record(self, name: str) -> RunRecord:
         try:
@@ -113,7 +122,7 @@ class TrialRun:
         """Write the job as workers read it, and as a person would run it alone: without what the plan chose here."""
         alone = job.model_copy(update={"sweep": None})
         write_json(self.run.job, resolved_job(alone, self.feasible.plan).model_dump(mode="json"), durable=False)
-        said = f"# {self.title}\n# orchestrator run {self.run.path}/job.yaml\n"
+        said = f"# {self.title}\n{lineage_comment(self.trial)}# orchestrator run {self.run.path}/job.yaml\n"
         (self.run.path / "job.yaml").write_text(said + write(_without_defaults(alone)), encoding="utf-8")
 
     def _track(self, sweep: RunDir, job: JobSpec, *, resume: bool) -> None:
@@ -199,6 +208,7 @@ def write_trial_request(
         "trial.origin": trial.origin,
         "trial.hash": trial.digest,
     }
+    tags |= lineage_tags(trial)
     return write_request(
         run,
         uri=track.uri or default_uri(sweep),

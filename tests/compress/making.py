@@ -21,7 +21,7 @@ from orchestrator.compress.stage import trained_from
 from orchestrator.export.weights import state_tensors
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import load_spec
-from orchestrator.train.engine import build_plain_model
+from orchestrator.train.build import build_plain_model
 
 RESNET = {"use": "resnet", "channels": [16, 32], "depths": [1, 1]}
 CNN = {"use": "cnn", "channels": [16, 32], "norm": "none"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from orchestrator.sweep.budget import budget_spent
 from orchestrator.sweep.check import build_space, find_sweep_problems
 from orchestrator.sweep.feasible import Feasible, Limits
 from orchestrator.sweep.ledger import Ledger
+from orchestrator.sweep.objectives import Objective
 from orchestrator.sweep.order import best_first, evenly, spread
 from orchestrator.sweep.source import Source
-from orchestrator.sweep.supernet import ALONE
+from orchestrator.sweep.supernet import ALONE, control_places
 from orchestrator.sweep.workshop import Workshop
 
 CHANNELS = [[4], [8], [4, 8], [8, 16]]
@@ -101,10 +104,23 @@ def test_controls_are_trained_alone_and_span_the_ranking(tmp_path: Path, monkeyp
     alone = [(trial, feasible) for trial, feasible in found if trial.origin == "control"]
     assert len(found) == 11
     assert [number for number, (trial, _) in enumerate(found) if trial.origin == "control"] == [1, 3, 5]
-    assert [trial.point["model.channels"] for trial, _ in alone] == [[8, 16], [8], [4]]
+    assert [trial.point["model.channels"] for trial, _ in alone] == [[8, 16], [4], [8]]
     assert all(trial.point[ALONE] is None and trial.settings == {} for trial, _ in alone)
     assert all(feasible.job.train.init is None and feasible.job.train.epochs == 4 for _, feasible in alone)
     assert all(trial.predicted for trial, _ in alone)
+
+
+def test_controls_of_a_sweep_that_ends_early_span_the_ranking_too() -> None:
+    values = [{"val/accuracy": at / 100} for at in range(100)]
+    places = control_places(values, [Objective("val/accuracy", "max")], 8)
+    assert len(set(places)) == 8
+    assert (min(places[:4]), max(places[:4])) == (0, 99)
+    assert max(high - low for low, high in pairwise(sorted(places[:4]))) < 60
+
+
+def test_every_control_that_is_asked_for_has_a_trial() -> None:
+    assert problems(sweep={"search": {"use": "supernet", "control": 2}, "trials": 4}) == {}
+    assert set(problems(sweep={"search": {"use": "supernet", "control": 3}, "trials": 5})) == {"sweep.search.control"}
 
 
 def test_a_trial_of_an_earlier_start_keeps_its_weights_and_length(
@@ -181,6 +197,10 @@ def test_a_front_is_asked_from_both_ends_inwards(tmp_path: Path, monkeypatch: py
 
 def test_orders() -> None:
     assert best_first([[1.0], [3.0], [2.0], [3.0]]) == [1, 3, 2, 0]
+    assert best_first([[float("-inf")], [3.0], [float("-inf")]]) == [1, 0, 2]
+    began = time.perf_counter()
+    assert best_first([[float(at % 1999)] for at in range(2000)])[0] == 1998
+    assert time.perf_counter() - began < 1.0, "not a pass over all nets for every net"
     assert best_first([[1.0, -1.0], [2.0, -2.0], [0.5, -3.0], [3.0, -3.0]]) == [3, 0, 1, 2]
     assert spread(0) == []
     assert spread(1) == [0]
@@ -234,7 +254,7 @@ def test_all_that_a_supernet_cannot_search_is_told_at_once() -> None:
         "sweep.objectives": (
             "nets are ranked by a metric of the validation split, and the objectives are model/params"
         ),
-        "sweep.search.control": "4 nets are trained alone, which leaves none of 4 trials to fine-tune",
+        "sweep.search.control": "nets trained alone take turns with those fine-tuned: 4 trials are too few for 4",
     }
 
 

@@ -1,0 +1,134 @@
+"""The driver's side of a supernet's training: whatever interrupts it, its record and its tracking run end truly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cluster.failure import Failure
+from orchestrator.cluster.trial_worker import Share
+from orchestrator.errors import TrainError
+from orchestrator.plan.available import Available
+from orchestrator.plan.build import build_plan
+from orchestrator.runs.paths import RunDir
+from orchestrator.runs.record import read_record
+from orchestrator.spec.load import load_spec
+from orchestrator.supernet.page import WEIGHTS_FILE, Nets, Ranking, write_ranking
+from orchestrator.sweep.feasible import Feasible
+from orchestrator.sweep.ledger import Ledger
+from orchestrator.sweep.settle import settle
+from orchestrator.sweep.supernet_run import train_supernet
+from orchestrator.sweep.workshop import Workshop
+from tests.sweep.fakes import DriverKilledError, FakePool, Training, TrainingFailedError, folder_for, release_leases
+from tests.sweep.jobs import tiny_sweep
+
+NAME = "supernet-5a43daae"
+NETS = Nets(({"use": "cnn", "channels": [4]}, {"use": "cnn", "channels": [8]}))
+
+
+def ranks(share: Share) -> Training:
+    """Train as a worker does: one evaluation, a checkpoint, the ranking."""
+    run = RunDir(Path(share.folder))
+    yield 10, {"val/accuracy": 0.5}
+    (run.checkpoints / "step-10").mkdir(parents=True)
+    (run.path / WEIGHTS_FILE).touch()
+    scores = ({"val/accuracy": 0.4}, {"val/accuracy": 0.6})
+    write_ranking(run, Ranking(scores, str(run.path / WEIGHTS_FILE), "0" * 64, {"val/accuracy": 0.6}))
+    return {"status": "finished", "step": 20}
+
+
+def runs_out_of_memory(share: Share) -> Training:
+    yield 10, {"val/accuracy": 0.5}
+    raise TrainingFailedError(Failure("oom", "MemoryError", "no memory is left"))
+
+
+def sweep_folder(path: Path) -> RunDir:
+    return folder_for(tiny_sweep(path / "runs", {"space": {"optim.lr": [0.1]}, "trials": 1}))
+
+
+def train(sweep: RunDir, work: Callable[[Share], Training], on_event: Callable[[int], None] = lambda n: None) -> Any:
+    job = load_spec(tiny_sweep(sweep.storage, {"space": {"optim.lr": [0.1]}, "trials": 1}))
+    wide, unused = Feasible(job, build_plan(job, Available.unknown())), Any
+    pool: Any = FakePool(work, on_event=on_event)
+    workshop = Workshop(
+        sweep,
+        job,
+        pool,
+        Available.unknown(),
+        lambda point: unused,
+        [],
+        lambda event: None,
+        lambda: None,  # type: ignore[arg-type,return-value]
+    )
+    return train_supernet(workshop, NAME, wide, NETS)
+
+
+def last_status(run: RunDir) -> str:
+    lines = [json.loads(line) for line in (run.spool / "driver.jsonl").read_text().splitlines()]
+    return str([line["status"] for line in lines if line["kind"] == "status"][-1])
+
+
+def kill_driver_at(event: int) -> Callable[[int], None]:
+    def kill(number: int) -> None:
+        if number == event:
+            raise DriverKilledError
+
+    return kill
+
+
+def leave_open(sweep: RunDir, event: int, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """Train until the driver is killed at an event: nothing after it is carried out."""
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.sweep.supernet_run.SupernetRun.close", lambda *given: None)
+        with pytest.raises(DriverKilledError):
+            train(sweep, ranks, kill_driver_at(event))
+    release_leases(sweep)
+    run = RunDir(sweep.trials / NAME)
+    assert read_record(run).is_live
+    return run
+
+
+def test_one_whose_driver_was_killed_after_the_ranking_is_closed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = sweep_folder(tmp_path)
+    run = leave_open(sweep, 2, monkeypatch)
+    assert run.checkpoints.exists()
+    found = train(sweep, runs_out_of_memory)
+    assert [each["val/accuracy"] for each in found.scores] == [0.4, 0.6]
+    record = read_record(run)
+    assert (record.state, record.attempt) == ("finished", 1)
+    assert record.metrics == {"supernet/val/accuracy": 0.6}
+    assert last_status(run) == "FINISHED"
+    assert not run.checkpoints.exists()
+    lines = (run.path / "ranking.csv").read_text().splitlines()
+    assert lines == ["channels,val/accuracy", "4,0.4", "8,0.6"]
+
+    told = len((run.spool / "driver.jsonl").read_text())
+    train(sweep, runs_out_of_memory)
+    assert len((run.spool / "driver.jsonl").read_text()) == told, "it is closed once"
+
+
+def test_one_that_nobody_goes_on_with_is_not_left_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = sweep_folder(tmp_path)
+    run = leave_open(sweep, 1, monkeypatch)
+    ledger = Ledger(sweep.sweep / "ledger.jsonl")
+    settle(sweep, ledger, "the sweep was interrupted")
+    ledger.close()
+    record = read_record(run)
+    assert (record.state, record.verdict) == ("stopped", "interrupted: the sweep was interrupted")
+    assert last_status(run) == "KILLED"
+
+
+def test_one_that_fails_is_told_as_failed_with_its_reason(tmp_path: Path) -> None:
+    sweep = sweep_folder(tmp_path)
+    with pytest.raises(TrainError, match="no memory is left"):
+        train(sweep, runs_out_of_memory)
+    run = RunDir(sweep.trials / NAME)
+    assert read_record(run).state == "failed"
+    assert "no memory is left" in read_record(run).verdict
+    assert last_status(run) == "FAILED"
