@@ -9,7 +9,7 @@ from orchestrator.compress.base import ARTIFACT, EXPORTED, Change, Context, Stat
 from orchestrator.compress.finetune import Config as FinetuneConfig
 from orchestrator.compress.finetune import feature_problems, lessons_of, mixup_problems, train
 from orchestrator.compress.finetune import layout_problems as ranks_problems
-from orchestrator.compress.formats import FORMATS, exported_as, load, refusal
+from orchestrator.compress.formats import FORMATS, exported_as, load, missing, refusal
 from orchestrator.errors import ExportError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Complaint = tuple[str, str, str]
 _MOST, _MOST_CONV = 8.0, 4.0
+_RANGES, _ROUNDINGS = ("minmax", "entropy", "percentile"), ("minmax", "gptq", "awq", "scale")
 _FLOAT_TARGETS = ("cnn", "resnet")  # convolutions have no kernels for weight-only integers
 
 
@@ -60,12 +61,18 @@ class Config:
     `int8-dynamic`: weights, and activations as they come (linear layers). `int8-weight`, `int4-weight`: weights only,
     in groups of `group` with a scale each (linear layers and embeddings; best where few tokens are computed at once).
     `mixed`: every layer in 32, 8 or 4 bits, whatever the runtime can, as its measured sensitivity and `budget` ask.
+    `algorithm`: how the ranges of int8-static are chosen (`entropy`, `percentile`: onnx only), or what int4-weight does
+    beside rounding (openvino only): `gptq` lets weights that are yet to be rounded make up for those that are, `awq`
+    widens channels that weigh much first, `scale` chooses scales by the layer's outputs.
+    `float8` and `2:4` are known and refused: both take a GPU, and files are verified on the processor.
     `qat` trains the exported model on the very integers first, and exports it again.
     """
 
-    scheme: Literal["int8-static", "int8-dynamic", "int8-weight", "int4-weight", "mixed"] = "int8-static"
+    scheme: Literal["int8-static", "int8-dynamic", "int8-weight", "int4-weight", "mixed", "float8", "2:4"] = (
+        "int8-static"
+    )
     target: Literal["cpu"] = "cpu"
-    algorithm: Literal["minmax", "entropy", "percentile"] = "minmax"
+    algorithm: Literal["minmax", "entropy", "percentile", "gptq", "awq", "scale"] = "minmax"
     group: int = 32
     qat: Qat | None = None
     budget: Budget | None = None
@@ -75,8 +82,9 @@ class Config:
             raise ValueError(f"group must be 16, 32, 64, 128 or 256, not {self.group}")
         if self.scheme in ("int8-static", "int8-dynamic") and self.group != 32:
             raise ValueError(f"group means nothing for {self.scheme}: leave it out")
-        if self.scheme not in ("int8-static", "mixed") and self.algorithm != "minmax":
-            raise ValueError(f"algorithm means nothing for {self.scheme}: leave it out")
+        known = {"int8-static": _RANGES, "mixed": _RANGES, "int4-weight": _ROUNDINGS}.get(self.scheme, ("minmax",))
+        if self.algorithm not in known:
+            raise ValueError(f"algorithm {self.algorithm} means nothing for {self.scheme}: leave it out")
         if (self.scheme == "mixed") != (self.budget is not None):
             raise ValueError("scheme: mixed and budget go together: how small, and which layers pay for it")
         if self.scheme == "mixed" and self.qat is not None:
@@ -90,7 +98,7 @@ def flow(config: Config) -> tuple[str, str]:
 
 def plan_problems(config: Config, model: str, widths: Widths | None) -> list[Complaint]:
     """Return what does not work out with this model, as (key, message, hint)."""
-    if model in _FLOAT_TARGETS and config.scheme not in ("int8-static", "mixed"):
+    if model in _FLOAT_TARGETS and config.scheme in ("int8-dynamic", "int8-weight", "int4-weight"):
         message = f"{config.scheme} changes linear layers only, and {model} is made of convolutions"
         return [("scheme", message, "write int8-static")]
     return []
@@ -101,8 +109,14 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
     format = exported_as(job)
     if config.scheme not in FORMATS[format].schemes:
         return [("scheme", *refusal(format, config.scheme))]
+    unknown = _option_problems(config, format)
+    if unknown:
+        return unknown
     if config.qat is not None and not FORMATS[format].qat:
         return [("qat", f"training on the integers knows the grid of onnx, not that of {format}", "remove qat")]
+    lacking = missing(format, "scheme", integers=True)
+    if lacking:
+        return lacking
     steps = {step.use for step in job.compress.steps}
     most = _MOST_CONV if job.model.use in _FLOAT_TARGETS else _MOST
     ratio = config.budget.size_ratio if config.budget is not None else None
@@ -117,6 +131,19 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
         return []
     message = "training on the grid of the integers would take weights off the values that `share` gave them"
     return [("qat", message, "remove share: integers share values anyway")]
+
+
+def _option_problems(config: Config, format: str) -> list[Complaint]:
+    """Return which options the tools of the format do not have, as (key, message, hint)."""
+    found: list[Complaint] = []
+    known = ("minmax", *FORMATS[format].algorithms.get(config.scheme, ()))
+    if config.algorithm not in known:
+        message = f"the tools of {format} have no {config.algorithm} for {config.scheme}"
+        found.append(("algorithm", message, f"write {' or '.join(known)}"))
+    if config.group != 32 and config.scheme not in FORMATS[format].grouped:
+        message = f"{config.scheme} has a scale for each output in {format}, none for groups of inputs"
+        found.append(("group", message, "leave it out"))
+    return found
 
 
 def data_problems(config: Config, data: DataShape) -> list[Complaint]:

@@ -89,7 +89,7 @@ def model_of(run: RunDir) -> dict[str, Any]:
     size, ratio = found["checked"]["size_bytes"], found["checked"]["size_ratio"]
     return {
         "path": str(run.compressed / "artifact"),
-        "flavour": "onnx",
+        "flavour": page.format,
         "metrics": found["metrics"],
         "description": f"{size:,} bytes, {ratio:.1f} x smaller by {steps}, from {page.checkpoint}.",
         "tags": {"checkpoint": page.checkpoint, "compressed_by": steps, "size_ratio": f"{ratio:.3f}"},

@@ -24,7 +24,7 @@ from orchestrator.export.manifest import Manifest, check_folder
 from orchestrator.log import get_logger, redact
 from orchestrator.runs.paths import RunDir
 from orchestrator.tracking import program_loader
-from orchestrator.tracking.onnx_model import open_artifact, pack_onnx
+from orchestrator.tracking.artifact_model import packer_of
 from orchestrator.tracking.request import TrackingRequest, read_state, url_of
 from orchestrator.tracking.store import is_rejection
 
@@ -52,15 +52,15 @@ def register_model(
 
     `record["path"]` is the export folder (of the run, or of the format `program`). Optional: `register_as`, `alias`
     (else the request's), `description` (markdown, verdict first), `tags`. Doing it again after a crash makes no second
-    version. `flavour` onnx: a compressed model, registered beside its parent, whose version a tag names. Raises
-    ExportError when the export is not whole.
+    version. With `flavour`, the format of a compressed model: it is registered beside its parent, whose version a tag
+    names. Raises ExportError when the export is not whole.
     """
     digest, packer = _packer(record)
     tags = {str(key): redact(str(value)) for key, value in dict(record.get("tags") or {}).items()}
     tags |= {EXPORT_TAG: digest, RUN_TAG: run.run_id}
     name = record.get("register_as") or request.register_as
     parent = read_state(run).model_version
-    if record.get("flavour") == "onnx" and parent is not None:
+    if record.get("flavour") and parent is not None:
         tags[PARENT_TAG] = parent["version"]
     model_id = _log_model(client, experiment_id, run_id, name or "model", packer, tags)
     if not name:
@@ -102,9 +102,8 @@ def _program_folder(path: Path) -> Path:
 def _packer(record: Mapping[str, Any]) -> tuple[str, Callable[..., Path]]:
     """Return the digest of what a record names, and what makes an MLflow folder of it (scratch folder, ids)."""
     path = Path(record["path"])
-    if record.get("flavour") == "onnx":
-        (entry, *_) = open_artifact(path).needed.values()
-        return entry.sha256[:16], partial(pack_onnx, path)
+    if record.get("flavour"):
+        return packer_of(path)
     folder = _program_folder(path)
     manifest = check_folder(folder)
     return manifest.files[PROGRAM].sha256[:16], partial(pack, folder, manifest)

@@ -178,7 +178,7 @@ class Shipper:
 
         version = register_model(self.client, self.run, self.request, self.experiment_id, self.run_id, record)
         if version is not None:
-            name = "compressed_version" if record.get("flavour") == "onnx" else "model_version"
+            name = "compressed_version" if record.get("flavour") else "model_version"
             write_state(self.run, read_state(self.run), **{name: version})
 
     def _raise_if_refused(self, error: Exception) -> None:

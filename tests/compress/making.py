@@ -12,9 +12,11 @@ from torch import nn
 
 from orchestrator.compress import artifact
 from orchestrator.compress.base import MODULE, Context, State
+from orchestrator.compress.check import check
 from orchestrator.compress.manifest import Page, entry_of, read_page, write_page
 from orchestrator.compress.pipeline import Trained
 from orchestrator.compress.recover import recover
+from orchestrator.compress.runtimes.base import runtime_of
 from orchestrator.compress.stage import trained_from
 from orchestrator.export.weights import state_tensors
 from orchestrator.spec.job import JobSpec
@@ -59,11 +61,13 @@ def context_of(trained: Trained, folder: Path) -> Context:
     return Context(trained.job, trained.plan, trained.data, trained.model, folder, trained.dtype)
 
 
-def lay_out(trained: Trained, file: Path, folder: Path, model: nn.Module, scheme: str) -> Path:
-    """Return an artifact folder around any file, as the pipeline would leave it before the check."""
+def lay_out(trained: Trained, file: Path, folder: Path, model: nn.Module, scheme: str, format: str = "onnx") -> Path:
+    """Return an artifact folder around any file (and those of its format beside it), as the pipeline would leave it
+    before the check."""
     folder.mkdir(parents=True)
     artifact.write_reference(trained, context_of(trained, folder / "0"), folder)
-    state = State("artifact", model, folder=file.parent, files=(file.name,), format="onnx", scheme=scheme)
+    files = (file.name,) if format == "onnx" else runtime_of(format).files
+    state = State("artifact", model, folder=file.parent, files=files, format=format, scheme=scheme)
     artifact.write_artifact(trained, state, (), folder)
     return folder / "artifact"
 
@@ -78,3 +82,9 @@ def rewrite(place: Path, **changes: Any) -> Page:
 
 def in_memory(trained: Trained) -> State:
     return State(MODULE, trained.model)
+
+
+def check_here(place: Path) -> dict[str, Any]:
+    """Judge an artifact as the checking process does, without the seconds that a process takes to import torch."""
+    page = read_page(place)
+    return check(place, page, runtime_of(page.format))

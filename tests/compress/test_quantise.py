@@ -74,7 +74,7 @@ def test_convolutions_have_no_such_integers(scheme: str) -> None:
     ("options", "words"),
     [
         ({"scheme": "int8-dynamic", "group": 64}, "group means nothing for int8-dynamic"),
-        ({"scheme": "int4-weight", "algorithm": "entropy"}, "algorithm means nothing for int4-weight"),
+        ({"scheme": "int4-weight", "algorithm": "entropy"}, "algorithm entropy means nothing for int4-weight"),
         ({"scheme": "int4-weight", "group": 20}, "group must be"),
     ],
 )

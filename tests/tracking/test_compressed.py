@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy
 import pytest
 
+from orchestrator.compress.manifest import read_page
 from orchestrator.compress.pipeline import Outcome, Trained, compress
 from orchestrator.compress.runtimes.base import open_folder
 from orchestrator.compress.stage import model_record
@@ -33,11 +34,29 @@ ARCHIVE = (
     {"use": "export"},
     {"use": "pack"},
 )
+OPENVINO = ({"use": "export", "format": "openvino"}, {"use": "quantise"})
+PROGRAM = (*STEPS[:2], {"use": "export", "format": "program"})
+AOTI = ({"use": "export", "format": "aoti"}, {"use": "quantise"})
+EXECUTORCH = ({"use": "export", "format": "executorch"}, {"use": "quantise"})
+IN_TORCH = ("program", "aoti", "executorch")
+WIDE = {"use": "resnet", "channels": [32, 64, 128], "depths": [1, 1, 1]}
+KINDS = [
+    STEPS,
+    OPENVINO,
+    *(pytest.param(steps, marks=pytest.mark.slow) for steps in (PROGRAM, AOTI, EXECUTORCH)),
+    pytest.param(ARCHIVE, marks=pytest.mark.slow),
+]
 
 
-@pytest.fixture(scope="module", params=[STEPS, pytest.param(ARCHIVE, marks=pytest.mark.slow)], ids=["int8", "archive"])
+@pytest.fixture(scope="module", params=KINDS, ids=["int8", "openvino", "program", "aoti", "executorch", "archive"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Outcome]:
-    trained = make_trained(make_job(RESNET, request.param))
+    for steps, module in ((OPENVINO, "nncf"), (AOTI, "torchao"), (EXECUTORCH, "executorch")):
+        if request.param is steps:
+            pytest.importorskip(module)
+    model = (
+        WIDE if request.param in (AOTI, EXECUTORCH) else RESNET
+    )  # code takes more bytes than the smaller one's weights
+    trained = make_trained(make_job(model, request.param))
     outcome = compress(trained, tmp_path_factory.mktemp("made") / "compress")
     assert outcome.ok, outcome.error
     return trained, outcome
@@ -62,12 +81,20 @@ def test_the_compressed_model_is_registered_beside_its_parent(
     assert "Compressed from version 1" in version.description
     _predicts_as_the_file(run, outcome)
     files = [path for path in (run.storage / "mlartifacts" / "models").rglob("*") if path.is_file()]
-    assert any(path.name == "model.onnx" for path in files)
+    served = {"pack": "model.onnx"}  # as the graph it restores
+    names = {path.name for path in files}
+    assert {served.get(path.suffix[1:], path.name) for path in model_files(outcome)} <= names
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pth", ".joblib")]
 
 
-def _predicts_as_the_file(run: RunDir, outcome: Outcome) -> None:
+def model_files(outcome: Outcome) -> list[Path]:
+    """Return the files of an artifact but for its page."""
+    return [path for path in (outcome.folder / "artifact").iterdir() if path.stem == "model"]
 
+
+def _predicts_as_the_file(run: RunDir, outcome: Outcome) -> None:
+    place = outcome.folder / "artifact"
+    page = read_page(place)
     inputs = numpy.random.default_rng(0).random((7, 1, 8, 8)).astype("float32")
     numpy.save(run.path / "in.npy", inputs)
     code = (
@@ -76,13 +103,12 @@ def _predicts_as_the_file(run: RunDir, outcome: Outcome) -> None:
         f"model = mlflow.pyfunc.load_model('models:/{NAME}/2')\n"
         "found = model.predict(numpy.load(sys.argv[2]))\n"
         "numpy.save(sys.argv[3], next(iter(found.values())) if isinstance(found, dict) else found)\n"
-        "assert 'torch' not in sys.modules\n"
+        f"assert {page.format in IN_TORCH} or 'torch' not in sys.modules\n"
     )
     arguments = [resolve_uri(None, run.storage), str(run.path / "in.npy"), str(run.path / "out.npy")]
     environment = dict(os.environ, MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false")
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=run.path, env=environment)
-    (file,) = (path for path in (outcome.folder / "artifact").iterdir() if path.stem == "model")
-    found = open_folder(file.parent, file.suffix[1:], [file.name])(inputs)
+    found = open_folder(place, page.format, page.needed)(inputs)
     assert numpy.allclose(numpy.load(run.path / "out.npy"), found, atol=1e-5)
 
 
@@ -93,7 +119,7 @@ def test_an_artifact_that_was_altered_is_not_registered(
 
     trained, outcome = made
     shutil.copytree(outcome.folder, tmp_path / "copy")
-    (file,) = (path for path in (tmp_path / "copy" / "artifact").iterdir() if path.stem == "model")
+    file = tmp_path / "copy" / "artifact" / model_files(outcome)[-1].name
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     record = model_record(outcome, trained) | {"path": str(file.parent)}
     with SpoolWriter(run.spool / "finish-compress-a1.jsonl") as spool:
