@@ -2,9 +2,9 @@
 
 `python -m tests.benchmarks compression` runs all, `python -m tests.benchmarks.compression digits archive` some of
 digits, archive, resnet18, text, speed, openvino and formats (those that are installed). The models are trained here in
-one process; ratios are those of `compress.timing`: contenders in turn, an A/A pair, no figure where it is too noisy. The
-ResNet-18 and the large language model are trained for a few steps only: they stand for their sizes, not for what they
-know.
+one process; ratios are those of `compress.timing`: contenders in turn, an A/A pair, no figure where it is too noisy.
+The ResNet-18 and the large language model are trained for a few steps only: they stand for their sizes, not for what
+they know.
 """
 
 from __future__ import annotations
