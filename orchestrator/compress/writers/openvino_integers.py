@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from contextlib import redirect_stdout
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.compress.base import ARTIFACT, Change, Context, State
@@ -38,30 +40,39 @@ def quantise(state: State, context: Context, config: Config) -> Change:
 
 
 def _static(nncf: Any, model: Any, context: Context) -> tuple[Any, dict[str, Any]]:
-    """Quantise weights and activations. Those that attend: smoothed (SmoothQuant) or not, whichever answers nearer.
+    """Quantise weights and activations in more ways than one; keep what answers nearest to the calibration samples.
 
-    Smoothing moves the spread of activations into weights; where an input is always zero, as at the border of images,
-    it spoils them.
+    Transformers with SmoothQuant and without: where an input is always zero, as at the border of images, it spoils
+    weights. Others with biases corrected and without: after residuals the fast correction does more harm than good.
     """
-    samples = _samples(nncf, context)
-    if context.job.model.use not in _ATTENDING:
-        return nncf.quantize(model, samples, subset_size=samples.get_length()), {}
-    plain = nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)
-    inputs = context.calibration()[0][:_COMPARED].numpy()
+    samples, inputs = _samples(nncf, context), context.calibration()[0][:_COMPARED].numpy()
     wanted = _answers(model, inputs)
-    made: dict[bool, Any] = {}
-    errors: dict[bool, float] = {}
-    for smoothed in (True, False):
-        made[smoothed] = nncf.quantize(
-            model.clone(),
-            samples,
-            subset_size=samples.get_length(),
-            model_type=nncf.ModelType.TRANSFORMER,
-            advanced_parameters=None if smoothed else nncf.AdvancedQuantizationParameters(smooth_quant_alphas=plain),
-        )
-        errors[smoothed] = float(abs(_answers(made[smoothed], inputs) - wanted).mean())
-    best = min(errors, key=errors.__getitem__)
-    return made[best], {"smoothed": best}
+    best, least, chosen = None, math.inf, ""
+    for name, options in _ways(nncf, context.job.model.use).items():
+        made = nncf.quantize(model.clone(), samples, subset_size=samples.get_length(), **options)
+        error = float(abs(_answers(made, inputs) - wanted).mean())
+        if best is None or error < least:
+            best, least, chosen = made, error, name
+    return best, {"way": chosen}
+
+
+def _ways(nncf: Any, model: str) -> dict[str, dict[str, Any]]:
+    """Return the options of NNCF by what they do. Ranges are the least and the greatest of all samples."""
+    advanced = partial(
+        nncf.AdvancedQuantizationParameters,
+        activations_range_estimator_params=nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX,
+    )
+    if model in _ATTENDING:
+        off = nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)
+        kind = {"model_type": nncf.ModelType.TRANSFORMER}
+        return {
+            "smoothed": kind | {"advanced_parameters": advanced()},
+            "plain": kind | {"advanced_parameters": advanced(smooth_quant_alphas=off)},
+        }
+    return {
+        "corrected": {"advanced_parameters": advanced()},
+        "plain": {"advanced_parameters": advanced(disable_bias_correction=True)},
+    }
 
 
 def _answers(model: Any, inputs_B: Any) -> Any:
