@@ -60,6 +60,7 @@ class Ledger:
         asked: int,
         settings: Mapping[str, Any] | None = None,
         predicted: Mapping[str, float] | None = None,
+        ranked_by: str = "",
         birth: Birth | None = None,
     ) -> Trial:
         """Add a point as the next trial; `asked` is how often the searcher was asked by now."""
@@ -68,7 +69,8 @@ class Ledger:
         self._append(
             {"event": "proposed", "trial": number, "point": dict(point), "hash": point_hash(point), "origin": origin,
              "asked": asked, **({"settings": dict(settings)} if settings else {}),
-             **({"predicted": dict(predicted)} if predicted else {}), **born}
+             **({"predicted": dict(predicted)} if predicted else {}), **({"ranked_by": ranked_by} if ranked_by else {}),
+             **born}
         )  # fmt: skip
         return self.trials[number]
 
@@ -174,7 +176,10 @@ class Ledger:
             raise ValueError(f"the point of trial {record['trial']} is not what its hash {record['hash']} says")
         birth = Birth(**record["birth"]) if "birth" in record else None
         settings, predicted = dict(record.get("settings", {})), dict(record.get("predicted", {}))
-        trial = Trial(int(record["trial"]), point, record["hash"], record["origin"], settings, predicted, birth=birth)
+        ranked_by = str(record.get("ranked_by", ""))
+        trial = Trial(
+            int(record["trial"]), point, record["hash"], record["origin"], settings, predicted, ranked_by, birth=birth
+        )  # fmt: skip
         self.trials[trial.number] = trial
         self.by_digest[trial.digest] = trial
         self.asked = max(self.asked, int(record["asked"]))

@@ -121,6 +121,7 @@ class Source:
             asked=self._asked,
             settings=about.settings,
             predicted=about.predicted,
+            ranked_by=about.ranked_by,
             birth=self._birth(),
         )
         feasible = self.judge(trial)

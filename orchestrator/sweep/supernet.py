@@ -75,6 +75,7 @@ class Supernet:
         self.config, self._task = config, task
         self._whole: Use | None = None
         self._ranking: Ranking | None = None
+        self._name = ""
         self._scores: dict[str, Mapping[str, float]] = {}
         self._points: Iterator[Point] = iter(())
 
@@ -90,7 +91,8 @@ class Supernet:
         job = supernet_job(workshop.job, self._whole, self.config)
         wide = Feasible(job, build_plan(job, workshop.available))
         nets = Nets(tuple(model.model_dump(mode="json") for model in models), self.config.random, self.config.distill)
-        self._ranking = train_supernet(workshop, f"supernet-{_digest(job, nets)}", wide, nets)
+        self._name = f"supernet-{_digest(job, nets)}"
+        self._ranking = train_supernet(workshop, self._name, wide, nets)
         if self._ranking is not None:
             self._adopt([point for point, _ in found], [net for _, net in found], self._ranking)
 
@@ -103,12 +105,14 @@ class Supernet:
         net = {path: value for path, value in point.items() if path != ALONE}
         predicted = self._scores.get(point_hash(net), {})
         if ALONE in point:
-            return About(CONTROL, {}, predicted)
+            return About(CONTROL, {}, predicted, self._name if predicted else "")
         if self._ranking is None or self._whole is None or not predicted:
             return About()
         init = {"file": self._ranking.file, "sha256": self._ranking.sha256, "cut_from": _short(self._whole)}
         settings: dict[str, Any] = {ALONE: init, "train.epochs": self.config.finetune}
-        return About("", settings | ({"optim.lr": self.config.lr} if self.config.lr is not None else {}), predicted)
+        return About(
+            "", settings | ({"optim.lr": self.config.lr} if self.config.lr is not None else {}), predicted, self._name
+        )
 
     def tell(self, point: Point, outcome: Outcome) -> None:
         """Learn nothing: the ranking stands."""

@@ -108,6 +108,10 @@ def test_controls_are_trained_alone_and_span_the_ranking(tmp_path: Path, monkeyp
     assert all(trial.point[ALONE] is None and trial.settings == {} for trial, _ in alone)
     assert all(feasible.job.train.init is None and feasible.job.train.epochs == 4 for _, feasible in alone)
     assert all(trial.predicted for trial, _ in alone)
+    (name,) = {trial.ranked_by for trial, _ in found}
+    assert name.startswith("supernet-")
+    again = Ledger(tmp_path / "ledger.jsonl").trials
+    assert {trial.ranked_by for trial in again.values()} == {name}, "a trial says itself which supernet ranked it"
 
 
 def test_controls_of_a_sweep_that_ends_early_span_the_ranking_too() -> None:
