@@ -1,4 +1,7 @@
-"""`nets.json` and `ranking.json`: which nets a supernet holds, and what each scored. Torch-free; driver and worker."""
+"""`nets.json`, `ranking.json`, `took.json`: which nets a supernet holds, what each scored, how long all attempts took.
+
+Torch-free; driver and worker.
+"""
 
 from __future__ import annotations
 
@@ -88,9 +91,27 @@ def supernet_folders(sweep: RunDir) -> list[RunDir]:
 
 
 def supernet_seconds(sweep: RunDir) -> float:
-    """Return the seconds that training and ranking the supernets of a sweep took; 0.0: it has none."""
-    rankings = [_read(path) for each in supernet_folders(sweep) if (path := ranking_path(each)).is_file()]
-    return sum(float(each["train_s"]) + float(each["rank_s"]) for each in rankings)
+    """Return the seconds of a worker that the supernets of a sweep took, ranked or not; 0.0: it has none."""
+    return sum(taken_s(each) for each in supernet_folders(sweep))
+
+
+def taken_s(run: RunDir) -> float:
+    """Return the seconds that all attempts of a supernet took. Of one made before they were noted, what it tells."""
+    if (path := _took_path(run)).is_file():
+        return float(_read(path)["seconds"])
+    if not ranking_path(run).is_file():
+        return 0.0
+    content = _read(ranking_path(run))
+    return float(content["train_s"]) + float(content["rank_s"])
+
+
+def write_taken(run: RunDir, seconds: float) -> None:
+    """Note what all attempts took by now; whole or not at all."""
+    write_json(_took_path(run), {"seconds": round(seconds, 3)})
+
+
+def _took_path(run: RunDir) -> Path:
+    return run.path / "took.json"
 
 
 def _read(path: Path) -> dict[str, Any]:
