@@ -40,7 +40,10 @@ class Nets:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What came of it: the metrics of every net in the order of `Nets.models`, and the file of the shared weights."""
+    """What came of it: the metrics of every net in the order of `Nets.models`, and the file of the shared weights.
+
+    On disk the file is named by itself, as it lies beside the page; in here by its whole path.
+    """
 
     scores: tuple[Mapping[str, float], ...]
     file: str
@@ -73,7 +76,7 @@ def read_nets(run: RunDir) -> Nets:
 
 def write_ranking(run: RunDir, ranking: Ranking) -> None:
     """Write the answer, whole or not at all."""
-    write_json(ranking_path(run), asdict(ranking))
+    write_json(ranking_path(run), {**asdict(ranking), "file": Path(ranking.file).name})
 
 
 def read_ranking(run: RunDir, num_nets: int) -> Ranking | None:
@@ -81,7 +84,8 @@ def read_ranking(run: RunDir, num_nets: int) -> Ranking | None:
     if not ranking_path(run).is_file():
         return None
     content = _read(ranking_path(run))
-    found = Ranking(**{**content, "scores": tuple(content["scores"])})
+    file = run.path / Path(content["file"]).name  # older pages hold where it lay when they were written
+    found = Ranking(**{**content, "scores": tuple(content["scores"]), "file": str(file)})
     return found if len(found.scores) == num_nets and Path(found.file).is_file() else None
 
 

@@ -66,19 +66,10 @@ def train(
     spent: Callable[[], str] = lambda: "",
 ) -> Any:
     job = load_spec(tiny_sweep(sweep.storage, {"space": {"optim.lr": [0.1]}, "trials": 1}))
-    wide, unused = Feasible(job, build_plan(job, Available.unknown())), Any
+    wide = Feasible(job, build_plan(job, Available.unknown()))
     pool: Any = FakePool(work, on_event=on_event)
-    workshop = Workshop(
-        sweep,
-        job,
-        pool,
-        Available.unknown(),
-        lambda point: unused,
-        [],
-        lambda event: None,
-        lambda: None,  # type: ignore[arg-type,return-value]
-        spent,
-    )
+    here = Available.unknown()
+    workshop = Workshop(sweep, job, pool, here, lambda _: wide, [], lambda event: None, lambda: None, spent)
     return train_supernet(workshop, NAME, wide, NETS)
 
 
