@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator.checkpoint.manifest import parse_folder_name
 from orchestrator.cluster.events import Event
 from orchestrator.cluster.failure import Failure
 from orchestrator.cluster.trial_worker import Share
 from orchestrator.errors import ClusterError, NotAbleError, OrchestratorError, TrainError
 from orchestrator.runs import control
 from orchestrator.runs.paths import RunDir
-from orchestrator.runs.record import read_record
+from orchestrator.runs.record import make_durable, read_record
 from orchestrator.runs.spool import SpoolWriter
 from orchestrator.spec.job import JobSpec
 from orchestrator.supernet.page import Nets, Ranking, read_ranking, taken_s, write_nets, write_taken
@@ -57,6 +58,8 @@ class SupernetRun(TrialRun):
         self.trial.attempts[0] = _attempts(self.run) + 1
         self.taken_before_s = taken_s(self.run)
         return replace(super().open(sweep), supernet=True)
+
+    durable_record = True  # no ledger tells of a supernet: by its record the next attempt knows of this one
 
     def note(self, *, over: bool = False) -> None:
         """Note what all attempts took, every two seconds and when this one is over."""
@@ -104,6 +107,7 @@ def train_supernet(workshop: Workshop, name: str, wide: Feasible, nets: Nets) ->
         workshop.on_event(Event("supernet", f"{name}: not trained: {why}"))
         return None
     run.path.mkdir(parents=True, exist_ok=True)
+    make_durable(run.path.parent)
     write_nets(run, nets)
     workshop.on_event(Event("supernet", f"{name}: {len(nets.models)} nets share the weights of one, {steps:,} steps"))
     try:
@@ -201,10 +205,12 @@ def _progress(work: SupernetRun, metrics: dict[str, float]) -> str:
 
 
 def _attempts(run: RunDir) -> int:
+    """Return how many there were by the record, or by the checkpoints where a power cut took that."""
+    saves = [found[1] for path in run.checkpoints.glob("*") if (found := parse_folder_name(path.name)) is not None]
     try:
-        return read_record(run).attempt
+        return max([read_record(run).attempt, *saves])
     except NotAbleError:
-        return 0
+        return max(saves, default=0)
 
 
 def _keep(work: SupernetRun, nets: Nets, ranking: Ranking) -> None:

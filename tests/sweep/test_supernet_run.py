@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.checkpoint.manifest import folder_name
 from orchestrator.cluster.failure import Failure
 from orchestrator.cluster.trial_worker import Share
 from orchestrator.errors import TrainError
@@ -128,6 +130,41 @@ def test_one_that_nobody_goes_on_with_is_not_left_running(tmp_path: Path, monkey
     record = read_record(run)
     assert (record.state, record.verdict) == ("stopped", "interrupted: the sweep was interrupted")
     assert last_status(run) == "KILLED"
+
+
+def test_the_record_of_an_attempt_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next attempt would not know of this one, and begin from scratch."""
+    sweep = sweep_folder(tmp_path)
+    run = RunDir(sweep.trials / NAME)
+    kept: list[tuple[str, int]] = []
+
+    def note(handle: int) -> None:
+        kept.append((os.readlink(f"/proc/self/fd/{handle}"), os.fstat(handle).st_size))
+
+    def begins(share: Share) -> Training:
+        names = [name for name, _ in kept]
+        assert any(Path(name).name.startswith(".run.json.") for name in names), "the file"
+        assert str(run.path) in names, "the folder that names it"
+        assert str(sweep.trials) in names, "the folder that names this one"
+        assert all(size > 0 for name, size in kept if Path(name).name.startswith(".run.json."))
+        return (yield from ranks(share))
+
+    monkeypatch.setattr(os, "fsync", note)
+    assert train(sweep, begins) is not None
+
+
+def test_a_record_that_is_lost_is_made_up_for_by_the_checkpoints(tmp_path: Path) -> None:
+    sweep = sweep_folder(tmp_path)
+    run = RunDir(sweep.trials / NAME)
+    (run.checkpoints / folder_name(10, 2, "abcdef")).mkdir(parents=True)
+    asked: list[Share] = []
+
+    def begins(share: Share) -> Training:
+        asked.append(share)
+        return (yield from ranks(share))
+
+    train(sweep, begins)
+    assert [(share.attempt, share.resume) for share in asked] == [(3, True)]
 
 
 def until_stopped(share: Share) -> Training:
