@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from orchestrator import plugins
+from orchestrator.cluster.events import Event
 from orchestrator.plan.build import build_plan
 from orchestrator.plan.cut import widest_of
 from orchestrator.spec.base import Use
@@ -38,7 +39,6 @@ class Supernet:
     """Trains one wide net whose parts share its weights, ranks the parts without training, fine-tunes the best."""
 
     finite = True
-    exhausted = "every net that was ranked was fine-tuned"
 
     @dataclass(frozen=True)
     class Config:
@@ -76,6 +76,7 @@ class Supernet:
         self._whole: Use | None = None
         self._ranking: Ranking | None = None
         self._name = ""
+        self.exhausted = "every net that was ranked was fine-tuned"
         self._scores: dict[str, Mapping[str, float]] = {}
         self._points: Iterator[Point] = iter(())
 
@@ -83,9 +84,12 @@ class Supernet:
         """Train the wide net and have its parts ranked, in the sweep's own processes; see `supernet_run`."""
         from orchestrator.sweep.supernet_run import train_supernet
 
-        found = _smallest_first(population(self._task, self.config.population, workshop))
+        found, why = population(self._task, self.config.population, workshop)
         if not found:
+            self.exhausted = f"no net of the space is feasible, so none was trained (the first one: {why})"
+            workshop.on_event(Event("supernet", self.exhausted))
             return
+        found = _smallest_first(found)
         models = [net.job.model for _, net in found]
         self._whole = whole_of(models)
         job = supernet_job(workshop.job, self._whole, self.config)
@@ -93,7 +97,9 @@ class Supernet:
         nets = Nets(tuple(model.model_dump(mode="json") for model in models), self.config.random, self.config.distill)
         self._name = f"supernet-{_digest(job, nets)}"
         self._ranking = train_supernet(workshop, self._name, wide, nets)
-        if self._ranking is not None:
+        if self._ranking is None:
+            self.exhausted = "the supernet was not trained to its end, so no net is ranked"
+        else:
             self._adopt([point for point, _ in found], [net for _, net in found], self._ranking)
 
     def ask(self) -> Point | None:
@@ -127,9 +133,13 @@ class Supernet:
         self._points = _in_turns(best, iter([{**points[at], ALONE: None} for at in alone]))
 
 
-def population(task: SearchTask, most: int, workshop: Any) -> list[tuple[Point, Feasible]]:
-    """Return the feasible points to rank: all of the space, or `most` drawn ones, and the user's start points."""
+def population(task: SearchTask, most: int, workshop: Any) -> tuple[list[tuple[Point, Feasible]], str]:
+    """Return the feasible points to rank: all of the space, or `most` drawn ones, and the user's start points.
+
+    Beside them why the first infeasible one is that, "" when none is.
+    """
     found: dict[str, tuple[Point, Feasible]] = {}
+    why = ""
     for point in [*workshop.starts, *_candidates(task.space, most, task.seed)]:
         if len(found) >= most + len(workshop.starts):
             break
@@ -139,7 +149,9 @@ def population(task: SearchTask, most: int, workshop: Any) -> list[tuple[Point, 
         judged = workshop.judge(point)
         if isinstance(judged, Feasible):
             found[digest] = point, judged
-    return list(found.values())
+        else:
+            why = why or judged.reason
+    return list(found.values()), why
 
 
 def _candidates(space: Space, most: int, seed: int) -> Iterator[Point]:

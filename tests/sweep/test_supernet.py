@@ -226,6 +226,15 @@ def test_infeasible_nets_are_neither_trained_nor_ranked(tmp_path: Path, monkeypa
     assert [8, 16] not in [model["channels"] for model in models if model["kernel_size"] == 5]
 
 
+def test_a_space_without_a_feasible_net_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = Trained()
+    source = prepared(tmp_path, monkeypatch, sweep_data(constraints=["plan.num_params <= 3"]), trained)
+    assert source.next() is None
+    assert trained.asked == []
+    assert source.ended.startswith("no net of the space is feasible, so none was trained (the first one: ")
+    assert "plan.num_params <= 3" in source.ended
+
+
 def test_of_a_large_space_a_population_is_drawn_the_same_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
