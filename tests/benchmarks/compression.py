@@ -28,6 +28,7 @@ SEEDS = (0, 1, 2)
 PRUNE, EXPORT = {"use": "prune", "ratio": 0.5}, {"use": "export"}
 INT8 = {"use": "quantise", "scheme": "int8-static"}
 OPENVINO = {"use": "export", "format": "openvino"}
+INT8_WEIGHT = {"use": "quantise", "scheme": "int8-weight"}
 DYNAMIC = {"use": "quantise", "scheme": "int8-dynamic"}
 INT4 = {"use": "quantise", "scheme": "int4-weight", "group": 64}
 INT4_TRAINED = {**INT4, "qat": {"epochs": 0.5, "lr": 3e-4}}
@@ -114,7 +115,7 @@ def _openvino(place: Path) -> list[tuple[str, str]]:
 def openvino_rows(trained: Trained, place: Path) -> list[tuple[str, str]]:
     """Return what OpenVINO's files are of a language model, 4 and 8 bits."""
     rows = []
-    for what, step in {"int8": {**INT8, "scheme": "int8-weight"}, "int4": INT4}.items():
+    for what, step in {"int8": INT8, "int8 weights": INT8_WEIGHT, "int4 weights": INT4}.items():
         section = trained.job.compress.model_copy(update={"steps": _steps(OPENVINO, step)})
         job = trained.job.model_copy(update={"compress": section})
         outcome = _compress(replace(trained, job=job), place / what)

@@ -90,10 +90,13 @@ def test_formats_are_searched_like_anything_else(tmp_path: Path) -> None:
     assert [trial.state for trial in trials] == ["finished"] * 2, [trial.reason for trial in trials]
     assert [trial.trained_by for trial in trials] == [{}, {0: "t000"}]
     assert all(trial.values["compress/latency_ms"] > 0 for trial in trials)
-    made = [
-        {path.name for path in (result.path / "trials").glob(f"{trial.name}/compress/artifact/*")} for trial in trials
-    ]
-    assert made == [{"manifest.json", "model.onnx"}, {"manifest.json", "model.xml", "model.bin"}]
+    assert trials[0].values["compress/size_bytes"] != trials[1].values["compress/size_bytes"]
+    files = {"t000": {"model.onnx"}, "t001": {"model.xml", "model.bin"}}
+    front = [result.summary.trials[key].name for key in result.summary.front]
+    for name in front:  # the files of the others are gone
+        made = {path.name for path in (result.path / "trials" / name / "compress" / "artifact").iterdir()}
+        assert made == {"manifest.json"} | files[name]
+    assert front
 
 
 @pytest.mark.ray
