@@ -19,7 +19,7 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.spec.sweep import SweepSection
 from orchestrator.supernet.page import supernet_seconds
 from orchestrator.sweep.after import Trained
-from orchestrator.sweep.budget import budget_spent
+from orchestrator.sweep.budget import budget_spent, seconds_spent
 from orchestrator.sweep.closing import Closer
 from orchestrator.sweep.generations import begin_from_parent
 from orchestrator.sweep.hear import Hearing
@@ -71,7 +71,9 @@ class SweepLoop:
     def execute(self) -> None:
         """Run to the end. Whatever is raised, no trial's process is left (the pool is closed by its owner)."""
         if hasattr(self.source.searcher, "prepare"):
-            workshop = self.source.workshop(self.run, self.job, self.pool, self.on_event, self.tick)
+            workshop = self.source.workshop(
+                self.run, self.job, self.pool, self.on_event, self.tick, self._seconds_spent
+            )  # fmt: skip
             self.source.searcher.prepare(workshop)
         self._supernet_s = supernet_seconds(self.run)
         for trial in list(self.ledger.trials.values()):
@@ -103,6 +105,9 @@ class SweepLoop:
             self._refuse(queue.popleft())
             return True
         return self._searching
+
+    def _seconds_spent(self) -> str:
+        return seconds_spent(self.sweep, self.ledger, self.elapsed_s, supernet_seconds(self.run))
 
     @property
     def elapsed_s(self) -> float:

@@ -21,6 +21,7 @@ from orchestrator.runs.record import now_iso
 from orchestrator.sweep.birth import Birth
 from orchestrator.sweep.point import Point, point_hash
 from orchestrator.sweep.trial import Trial
+from orchestrator.sweep.within import as_found, as_kept
 
 
 class Ledger:
@@ -35,7 +36,7 @@ class Ledger:
 
         Raises CheckpointError when a line before the last cannot be read, or a point is not what its hash says.
         """
-        self.path = path
+        self.path, self._folder = path, path.absolute().parent.parent
         self.trials: dict[int, Trial] = {}
         self.by_digest: dict[str, Trial] = {}
         self.history: list[tuple[int, int, Mapping[str, float]]] = []
@@ -60,6 +61,7 @@ class Ledger:
         asked: int,
         settings: Mapping[str, Any] | None = None,
         predicted: Mapping[str, float] | None = None,
+        ranked_by: str = "",
         birth: Birth | None = None,
     ) -> Trial:
         """Add a point as the next trial; `asked` is how often the searcher was asked by now."""
@@ -67,8 +69,9 @@ class Ledger:
         born = {"birth": asdict(birth)} if birth is not None else {}
         self._append(
             {"event": "proposed", "trial": number, "point": dict(point), "hash": point_hash(point), "origin": origin,
-             "asked": asked, **({"settings": dict(settings)} if settings else {}),
-             **({"predicted": dict(predicted)} if predicted else {}), **born}
+             "asked": asked, **({"settings": as_kept(self._folder, settings)} if settings else {}),
+             **({"predicted": dict(predicted)} if predicted else {}), **({"ranked_by": ranked_by} if ranked_by else {}),
+             **born}
         )  # fmt: skip
         return self.trials[number]
 
@@ -173,8 +176,11 @@ class Ledger:
         if point_hash(point) != record["hash"]:
             raise ValueError(f"the point of trial {record['trial']} is not what its hash {record['hash']} says")
         birth = Birth(**record["birth"]) if "birth" in record else None
-        settings, predicted = dict(record.get("settings", {})), dict(record.get("predicted", {}))
-        trial = Trial(int(record["trial"]), point, record["hash"], record["origin"], settings, predicted, birth=birth)
+        predicted, settings = dict(record.get("predicted", {})), as_found(self._folder, record.get("settings", {}))
+        ranked_by = str(record.get("ranked_by", ""))
+        trial = Trial(
+            int(record["trial"]), point, record["hash"], record["origin"], settings, predicted, ranked_by, birth=birth
+        )  # fmt: skip
         self.trials[trial.number] = trial
         self.by_digest[trial.digest] = trial
         self.asked = max(self.asked, int(record["asked"]))

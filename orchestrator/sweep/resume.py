@@ -12,6 +12,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from orchestrator.errors import JobFileError, Problem
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.digest import deciding_parts, differing_keys
@@ -32,10 +34,12 @@ def _always_given(job: JobSpec) -> set[str]:
 
 
 def require_same_job(run: RunDir, job: JobSpec) -> None:
-    """Refuse to go on with another job: its trials could not be compared with those there are. Raises JobFileError."""
-    try:
-        before = JobSpec.model_validate_json(run.job.read_bytes())
-    except OSError:
+    """Refuse to go on with another job: its trials could not be compared with those there are. Raises JobFileError.
+
+    Also when the job that they had cannot be read: whether it is the same is not known then.
+    """
+    before = _job_before(run)
+    if before is None:
         return
     varies = _always_given(before)
     problems = [
@@ -57,6 +61,29 @@ def require_same_job(run: RunDir, job: JobSpec) -> None:
             hint=f"only {_may_change(before, job)} may change",
             problems=problems,
         )
+
+
+def _job_before(run: RunDir) -> JobSpec | None:
+    """Return the job that the sweep began with; None: it never came to write it down."""
+    try:
+        return JobSpec.model_validate_json(run.job.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise JobFileError(
+            f"{run.job} cannot be read: {_first_line(error)}; whether the job is the one of the sweep's trials is not "
+            "known, and nothing was changed",
+            hint="a torn file: restore it from a copy; one of another version: go on with the version that wrote it; "
+            "else start a new sweep",
+        ) from error
+
+
+def _first_line(error: OSError | ValidationError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else str(first["msg"])
 
 
 def _population_problems(before: JobSpec, job: JobSpec) -> Iterator[Problem]:

@@ -79,10 +79,11 @@ class Source:
         pool: Pool,
         on_event: Callable[[Event], None],
         tick: Callable[[], None],
+        spent: Callable[[], str] = lambda: "",
     ) -> Workshop:
         """Return what the searcher may use before its first point."""
         starts = [complete(given, self._space) for given in self._sweep.start]
-        return Workshop(run, job, pool, self._limits.available, self.judge_point, starts, on_event, tick)
+        return Workshop(run, job, pool, self._limits.available, self.judge_point, starts, on_event, tick, spent)
 
     def next(self) -> tuple[Trial, Feasible] | None:
         """Return a new feasible trial; None when there are no more, or when `is_searching`."""
@@ -121,6 +122,7 @@ class Source:
             asked=self._asked,
             settings=about.settings,
             predicted=about.predicted,
+            ranked_by=about.ranked_by,
             birth=self._birth(),
         )
         feasible = self.judge(trial)

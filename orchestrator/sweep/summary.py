@@ -183,6 +183,7 @@ def _trial_data(trial: Trial, summary: Summary) -> dict[str, Any]:
         "origin": trial.origin,
         "settings": plain_copy(trial.settings),
         "predicted": dict(trial.predicted),
+        "ranked_by": trial.ranked_by,
         "trained_by": {str(index): name for index, name in trial.trained_by.items()},
         "birth": birth_data(trial, summary.trials),
         "hash": trial.digest,

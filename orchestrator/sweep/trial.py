@@ -21,9 +21,9 @@ class Trial:
     `trained_by` says for repeats that were not trained whose training they took, `attempts` how often each repeat was
     begun, `digests` what its job was (`spec.digest`). `evaluations` is the number of the newest evaluation, counted
     over repeats; `stopped_at` the one at which the scheduler ended the trial (0: none). `curve` holds (step, metrics)
-    of each. `settings` are values of its job beside the point's, `predicted` what the searcher expected. `seconds` is
-    the sum over attempts that are over; `under_way` the repeat and time of one that is not. A member of a population
-    has a `birth`, and a `fork` once it has its parent's checkpoint.
+    of each. `settings` are values of its job beside the point's, `predicted` what the searcher expected,
+    `ranked_by` from which supernet it did. `seconds` is the sum over attempts that are over; `under_way` the repeat and
+    time of one that is not. A member of a population has a `birth`, and a `fork` once it has its parent's checkpoint.
     """
 
     number: int
@@ -32,6 +32,7 @@ class Trial:
     origin: str = "search"
     settings: Mapping[str, Any] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
+    ranked_by: str = ""
     state: str = "waiting"
     reason: str = ""
     values: dict[str, float] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from orchestrator.checkpoint.disk import MANIFEST
 from orchestrator.checkpoint.manifest import parse_folder_name
@@ -70,6 +70,8 @@ class TrialRun:
     watchdog: Watchdog = field(default_factory=Watchdog)
     began: float = 0.0
     stop_reason: str = ""
+    durable_record: ClassVar[bool] = False
+    """The ledger is what a resume goes by, so the record of a trial need not outlive a power cut."""
 
     @property
     def title(self) -> str:
@@ -112,11 +114,12 @@ class TrialRun:
             return RunRecord(run_id=self.run.run_id, name=name, created=now_iso(), kind="trial")
 
     def _write_record(self, record: RunRecord) -> None:
-        """The ledger is what a resume goes by, so the record of a trial need not outlive a power cut."""
         pid = os.getpid()
         started, host = process_started(pid), socket.gethostname()
         now = replace(record, state="running", verdict="", ended="")
-        write_json(self.run.record, asdict(replace(now, pid=pid, pid_started=started, host=host)), durable=False)
+        write_json(
+            self.run.record, asdict(replace(now, pid=pid, pid_started=started, host=host)), durable=self.durable_record
+        )
 
     def _write_job(self, job: JobSpec) -> None:
         """Write the job as workers read it, and as a person would run it alone: without what the plan chose here."""

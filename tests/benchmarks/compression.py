@@ -1,10 +1,10 @@
 """What compression makes of four models: file, speed, quality, memory, each measured from the file as a job does.
 
 `python -m tests.benchmarks compression` runs all, `python -m tests.benchmarks.compression digits archive` some of
-digits, archive, resnet18, text, speed and formats (those that are installed). The models are trained here in one
-process; ratios are those of `compress.timing`: contenders in turn, an A/A pair, no figure where it is too noisy. The
-ResNet-18 and the large language model are trained for a few steps only: they stand for their sizes, not for what they
-know.
+digits, archive, resnet18, text, speed, openvino and formats (those that are installed). The models are trained here in
+one process; ratios are those of `compress.timing`: contenders in turn, an A/A pair, no figure where it is too noisy.
+The ResNet-18 and the large language model are trained for a few steps only: they stand for their sizes, not for what
+they know.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from orchestrator.compress.formats import FORMATS, missing
 from orchestrator.compress.pipeline import Outcome, Trained, compress
+from orchestrator.spec.base import Use
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import load_job, load_spec
 from tests.compress.making import make_trained
@@ -26,6 +27,8 @@ JOBS = Path(__file__).parents[2] / "jobs"
 SEEDS = (0, 1, 2)
 PRUNE, EXPORT = {"use": "prune", "ratio": 0.5}, {"use": "export"}
 INT8 = {"use": "quantise", "scheme": "int8-static"}
+OPENVINO = {"use": "export", "format": "openvino"}
+INT8_WEIGHT = {"use": "quantise", "scheme": "int8-weight"}
 DYNAMIC = {"use": "quantise", "scheme": "int8-dynamic"}
 INT4 = {"use": "quantise", "scheme": "int4-weight", "group": 64}
 INT4_TRAINED = {**INT4, "qat": {"epochs": 0.5, "lr": 3e-4}}
@@ -38,6 +41,7 @@ RESNET18 = {
 }
 IMAGES = {"use": "synthetic", "kind": "images", "channels": 3, "image_size": 32, "classes": 10, "num_samples": 640}
 SMALL = {"use": "transformer", "vocab": 256, "seq_len": 64, "dim": 128, "layers": 4, "heads": 4}
+MEDIUM = {"use": "transformer", "vocab": 256, "seq_len": 64, "dim": 512, "layers": 3, "heads": 8}
 LARGE = {"use": "transformer", "vocab": 256, "seq_len": 64, "dim": 512, "layers": 6, "heads": 8}
 
 
@@ -103,6 +107,28 @@ def _text(place: Path) -> list[tuple[str, str]]:
     return rows
 
 
+def _openvino(place: Path) -> list[tuple[str, str]]:
+    data = {"use": "text", "corpus": "python", "seq_len": 64, "max_bytes": 600_000}
+    return openvino_rows(make_trained(_job(MEDIUM, data, [OPENVINO]), epochs=1), place)
+
+
+def openvino_rows(trained: Trained, place: Path) -> list[tuple[str, str]]:
+    """Return what OpenVINO's files are of a language model, 4 and 8 bits."""
+    rows = []
+    for what, step in {"int8": INT8, "int8 weights": INT8_WEIGHT, "int4 weights": INT4}.items():
+        section = trained.job.compress.model_copy(update={"steps": _steps(OPENVINO, step)})
+        job = trained.job.model_copy(update={"compress": section})
+        outcome = _compress(replace(trained, job=job), place / what)
+        name = f"language model of 9M on real text, OpenVINO {what}"
+        text = f"{outcome.checked['metrics']['loss']:.4f} ({outcome.checked['loss_delta']:+.4f})"
+        rows += [*_all_rows(name, outcome), (f"{name}: loss, nats a byte", text)]
+    return rows
+
+
+def _steps(*steps: dict[str, Any]) -> tuple[Use, ...]:
+    return tuple(Use.model_validate(step) for step in steps)
+
+
 def _speed(place: Path) -> list[tuple[str, str]]:
     data = {"use": "text", "corpus": "python", "seq_len": 64, "max_bytes": 60_000}
     outcome = _compress(make_trained(_job(LARGE, data, [EXPORT, DYNAMIC]), epochs=0.2), place / "speed")
@@ -137,6 +163,7 @@ _PARTS = {
     "resnet18": _resnet18,
     "text": _text,
     "speed": _speed,
+    "openvino": _openvino,
     "formats": _formats,
 }
 

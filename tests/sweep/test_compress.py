@@ -81,6 +81,27 @@ def test_one_training_serves_three_settings_and_every_point_of_the_front_is_a_fi
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_formats_are_searched_like_anything_else(tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="the extra `openvino` is not installed")
+    sweep = {"space": {"compress.steps.0.format": ["onnx", "openvino"]}, "objectives": OBJECTIVES}
+    steps = [{"use": "export"}, {"use": "quantise"}]
+    result, _ = search(pruned(tmp_path / "runs", sweep, steps))
+    trials = [*result.summary.trials.values()]
+    assert [trial.state for trial in trials] == ["finished"] * 2, [trial.reason for trial in trials]
+    assert [trial.trained_by for trial in trials] == [{}, {0: "t000"}]
+    assert all(trial.values["compress/latency_ms"] > 0 for trial in trials)
+    assert trials[0].values["compress/size_bytes"] != trials[1].values["compress/size_bytes"]
+    files = {"t000": {"model.onnx"}, "t001": {"model.xml", "model.bin"}}
+    front = [result.summary.trials[key].name for key in result.summary.front]
+    for name in front:  # the files of the others are gone
+        made = {path.name for path in (result.path / "trials" / name / "compress" / "artifact").iterdir()}
+        assert made == {"manifest.json"} | files[name]
+    assert front
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_compression_that_fails_is_a_failed_trial_with_the_reason_and_the_others_go_on(tmp_path: Path) -> None:
     space = {"compress.limits.size_ratio": [1.5, 1000.0]}
     result, _ = search(pruned(tmp_path / "runs", {"space": space}))
