@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.compress.manifest import read_page, write_page
+from orchestrator.compress.runtimes.base import runtime_of
 from orchestrator.compress.verify import check_artifact, time_artifact
 from orchestrator.errors import ExportError, OrchestratorError
 from orchestrator.log import get_logger, setup_file_logging
@@ -80,6 +81,11 @@ def recheck_trial(run: RunDir) -> dict[str, float]:
     found = check_artifact(run.compressed / "artifact")
     quality = {f"{found['split']}/{name}": float(value) for name, value in found["metrics"].items()}
     return quality | {"compress/size_bytes": float(found["size_bytes"])}
+
+
+def is_served(run: RunDir) -> bool:
+    """Say whether a trial's file can become a model of the tracking store: one that needs the model's code cannot."""
+    return not runtime_of(read_page(run.compressed / "artifact").format).code
 
 
 def model_of(run: RunDir) -> dict[str, Any]:

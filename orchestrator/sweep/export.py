@@ -51,7 +51,7 @@ def export_trials(
 
 def _compressed(run: RunDir) -> dict[str, Any]:
     """Reload a trial's compressed file in a fresh process and hand it to the tracking store."""
-    from orchestrator.compress.trial import model_of, recheck_trial
+    from orchestrator.compress.trial import is_served, model_of, recheck_trial
 
     try:
         metrics = recheck_trial(run)
@@ -61,5 +61,6 @@ def _compressed(run: RunDir) -> dict[str, Any]:
     with SpoolWriter(run.spool / "finish-compress.jsonl") as spool:
         spool.metrics(int(json.loads(run.result.read_bytes())["step"]), metrics)
         spool.record("artifact", path=str(place), artifact_path="compress/artifact")
-        spool.record("model", **model_of(run))
+        if is_served(run):
+            spool.record("model", **model_of(run))
     return {"status": "ok", "metrics": metrics}

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -31,6 +30,8 @@ def _fronts(scores: Sequence[Sequence[float]]) -> list[list[int]]:
     In that order a row is dominated only by rows before it. Where a front holds one that dominates it, so does every
     better front: its own is found by bisection (efficient non-dominated sort, Zhang et al. 2015).
     """
+    import numpy as np  # light verbs read this module, and sort nothing
+
     rows = np.array(scores, dtype=np.float64)
     fronts: list[list[int]] = []
     for at in sorted(range(len(scores)), key=lambda at: [*(-value for value in scores[at]), at]):
