@@ -27,6 +27,11 @@ def ray_address() -> str | None:
     return os.environ.get("RAY_ADDRESS") or None
 
 
+def cpp_compiler() -> str:
+    """Return the C++ compiler that torch compiles models with."""
+    return os.environ.get("CXX") or "g++"
+
+
 def visible_cuda_devices() -> list[str] | None:
     """Return the devices that CUDA_VISIBLE_DEVICES leaves visible; None when it is not set (all are)."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")

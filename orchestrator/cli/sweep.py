@@ -66,11 +66,15 @@ def _search(out: Out, job: str, overrides: tuple[str, ...], loaded: LoadedJob, r
     from orchestrator.cli.render import INTERRUPTED, show_error
     from orchestrator.cli.sweep_table import SweepProgress
     from orchestrator.errors import OrchestratorError
+    from orchestrator.plan.available import Available
+    from orchestrator.sweep.check import build_space
+    from orchestrator.sweep.feasible import Limits
+    from orchestrator.sweep.generations import trials_of
     from orchestrator.sweep.objectives import objectives_of
     from orchestrator.sweep.run import run_sweep
 
-    section = loaded.spec.sweep
-    progress = SweepProgress(out, objectives_of(loaded.spec), section.trials if section is not None else None)
+    total = trials_of(loaded.data, loaded.spec, build_space(loaded.spec), Limits(Available.unknown()))
+    progress = SweepProgress(out, objectives_of(loaded.spec), total)
     for note in loaded.notes:
         progress.tell("note", note)
     said = " ".join(["orchestrator sweep", job, *overrides])
@@ -104,5 +108,7 @@ def _closing_lines(result: SweepResult, said: str) -> list[str]:
     if result.state == "stopped":
         rows.append(("go on", f"orchestrator sweep {said} --resume {result.run_id}"))
     elif best is not None:
-        rows.append(("next", f"orchestrator ui  ·  orchestrator run {result.path}/trials/{best.name}/job.yaml"))
+        alone = best.birth is None or best.birth.parent is None  # else its job file does not train what it is
+        again = f"  ·  orchestrator run {result.path}/trials/{best.name}/job.yaml" if alone else ""
+        rows.append(("next", f"orchestrator ui{again}"))
     return [f"{click.style(f'{title:<13}', bold=True)} {text}" for title, text in rows]

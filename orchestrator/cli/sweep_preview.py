@@ -19,6 +19,7 @@ def preview(out: Out, job: str, loaded: LoadedJob) -> int:
     from orchestrator.plan.available import Available
     from orchestrator.sweep.check import build_space
     from orchestrator.sweep.feasible import Feasible, Limits, judge_point
+    from orchestrator.sweep.generations import trials_of
     from orchestrator.sweep.objectives import objectives_of
     from orchestrator.sweep.point import point_name
     from orchestrator.sweep.search import Random, SearchTask
@@ -28,11 +29,11 @@ def preview(out: Out, job: str, loaded: LoadedJob) -> int:
         return 0
     space, objectives = build_space(spec), objectives_of(spec)
     here = Available.local() if spec.cluster.address is None else Available.unknown()
-    size = space.size()
+    size, total = space.size(), trials_of(loaded.data, spec, space, Limits(here))
     rows: list[tuple[str, str]] = [(param.path, _words(param)) for param in space.params]
     rows.append(("points", f"{size:,}" if size is not None else "no end"))
     rows.append(("objectives", ", ".join(f"{each.name} {each.direction}" for each in objectives)))
-    rows.append(("search", f"{section.search.use}, {section.scheduler.use}, {section.trials or 'no limit of'} trials"))
+    rows.append(("search", f"{section.search.use}, {section.scheduler.use}, {total or 'no limit of'} trials"))
     searcher = Random(SearchTask(space, objectives, section.seed))
     points: list[dict[str, Any]] = []
     for _ in range(SHOWN):

@@ -9,33 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.cluster.failure import Failure
+from orchestrator.cluster.nodes import Seat
+from orchestrator.cluster.rooms import NODE_LABEL
 from orchestrator.cluster.trial_worker import Share, TrialWorker
 from orchestrator.plan.plan import Resources
-
-
-@dataclass(frozen=True)
-class Room:
-    """CPUs and GPUs: of a cluster, of a gang."""
-
-    cpus: float
-    gpus: float
-
-    def times_in(self, whole: Room) -> int:
-        """Return how many of this fit in `whole`."""
-        pairs = ((self.cpus, whole.cpus), (self.gpus, whole.gpus))
-        return min((int((there + 1e-6) // mine) for mine, there in pairs if mine > 0), default=0)
-
-    def fits(self, free: Room) -> bool:
-        """Say whether this fits in what is free."""
-        return self.cpus <= free.cpus + 1e-6 and self.gpus <= free.gpus + 1e-6
-
-    def __sub__(self, other: Room) -> Room:
-        return Room(self.cpus - other.cpus, self.gpus - other.gpus)
-
-
-def room_of(need: Resources) -> Room:
-    """Return what a gang of these workers takes."""
-    return Room(need.num_workers * need.cpus_per_worker, need.num_workers * need.gpus_per_worker)
 
 
 @dataclass
@@ -47,7 +24,7 @@ class Gang:
     """
 
     need: Resources
-    room: Room
+    seats: tuple[Seat, ...]
     actors: list[Any]
     group: Any = None
     trial: int | None = None
@@ -62,24 +39,35 @@ class Gang:
     deadline: float = math.inf
 
 
-def form_gang(ray: Any, need: Resources) -> Gang:
-    """Reserve and start a gang. The reservation of several is one placement group: all or nothing."""
+def form_gang(ray: Any, need: Resources, seats: tuple[Seat, ...], *, pinned: bool) -> Gang:
+    """Reserve and start a gang. The reservation of several is one placement group: all or nothing.
+
+    `pinned`: every rank goes to the node of its seat; else there is one node only, and nothing to choose.
+    """
     options: dict[str, Any] = {"num_cpus": need.cpus_per_worker, "num_gpus": need.gpus_per_worker}
-    group = None
-    if need.num_workers > 1:
-        from ray.util.placement_group import placement_group
+    if need.num_workers == 1:
+        strategy = _on_node(seats[0].node) if pinned else None
+        actor = ray.remote(TrialWorker).options(**options, scheduling_strategy=strategy).remote()
+        return Gang(need, seats, [actor])
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        bundle = {"CPU": need.cpus_per_worker} | ({"GPU": need.gpus_per_worker} if need.gpus_per_worker else {})
-        group = placement_group([bundle] * need.num_workers, strategy="PACK")
-    actor_class = ray.remote(TrialWorker)
-    actors = []
-    for index in range(need.num_workers):
-        if group is not None:
-            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    bundle = {"CPU": need.cpus_per_worker} | ({"GPU": need.gpus_per_worker} if need.gpus_per_worker else {})
+    labels = [{NODE_LABEL: seat.node} for seat in seats] if pinned else None
+    group = placement_group([bundle] * need.num_workers, strategy="PACK", bundle_label_selector=labels)
+    actors = [
+        ray.remote(TrialWorker)
+        .options(**options, scheduling_strategy=PlacementGroupSchedulingStrategy(group, index))
+        .remote()
+        for index in range(need.num_workers)
+    ]
+    return Gang(need, seats, actors, group)
 
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, index)
-        actors.append(actor_class.options(**options).remote())
-    return Gang(need, room_of(need), actors, group)
+
+def _on_node(node: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def end_gang(ray: Any, gang: Gang) -> None:

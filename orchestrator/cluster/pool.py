@@ -1,8 +1,8 @@
 """`Pool`: warm workers on Ray in gangs. A gang is reserved all or nothing, trains one trial at a time, and is reused.
 
 One process is a gang of one: an actor. Several are a placement group with an actor per bundle. The pool starts a gang
-only when all of it fits beside those that work, and gives idle gangs of another size back for that: since nobody ever
-holds a part of a gang while waiting for the rest, sizes may be mixed and nothing deadlocks.
+only when every rank has a seat on some node beside those that work, and gives idle gangs of another size back for that:
+since nobody ever holds a part of a gang while waiting for the rest, sizes may be mixed and nothing deadlocks.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.cluster.failure import OOM_ADVICE, Failure, kernel_oom_kills, root_cause
-from orchestrator.cluster.gangs import Gang, Room, end_gang, form_gang, room_of
+from orchestrator.cluster.gangs import Gang, end_gang, form_gang
+from orchestrator.cluster.nodes import Node, Seat, as_node, find_seats, gangs_that_fit, less, suits
 from orchestrator.cluster.session import RaySession
 from orchestrator.cluster.trial_stage import COMPRESS
 from orchestrator.cluster.trial_worker import Share
+from orchestrator.plan.layout import Layout
 from orchestrator.plan.plan import Resources
 
 COMPRESS_S = 4 * 3600.0
@@ -27,6 +29,7 @@ TIMING_S = 1800.0
 WORDS_S = 5.0
 """How long the other ranks of a gang are waited for when one has failed: theirs may be the cause."""
 
+_LOOK_S = 1.0
 _SPENT = {"oom", "infra", "hang", "storage", "placement"}  # failures after which a process is not trusted again
 
 
@@ -49,43 +52,49 @@ class Pool:
 
         session.opened.result()
         self._ray = ray
-        total = ray.cluster_resources()
-        self.total = Room(float(total.get("CPU", 0.0)), float(total.get("GPU", 0.0)))
         self._start_s = start_s
         self._gangs: list[Gang] = []
+        self._looked, self._nodes = -math.inf, list[Node]()
 
-    def warm(self, need: Resources, count: int) -> None:
+    def warm(self, need: Resources, count: int, layout: Layout | None = None) -> None:
         """Start up to `count` gangs of this size, as far as there is room: they import torch meanwhile."""
         for _ in range(count):
-            if not room_of(need).fits(self.free):
+            seats = find_seats(self.nodes, self.free, need, layout)
+            if seats is None:
                 return
-            for actor in self._form(need).actors:
+            for actor in self._form(need, seats).actors:
                 actor.ready.remote()
 
-    def can_start(self, need: Resources) -> bool:
-        """Say whether a trial with these workers can start now; idle gangs of another size make way for it."""
-        return self._idle(need) is not None or self._make_room(room_of(need))
+    def can_start(self, need: Resources, layout: Layout | None = None) -> bool:
+        """Say whether a trial with these workers can start now; idle gangs of another size make way for it.
 
-    def start(self, trial: int, share: Share, need: Resources) -> None:
+        `layout` says what the workers shall be to one another: those of a tensor group share a node. None: only data.
+        """
+        return self._idle(need, layout) is not None or self._make_room(need, layout) is not None
+
+    def start(self, trial: int, share: Share, need: Resources, layout: Layout | None = None) -> None:
         """Give a trial to an idle gang, or to a new one. `can_start` has said that there is room."""
-        gang = self._idle(need) or self._form(need)
-        self._begin(gang, trial, share)
+        self._begin(self._gang(need, layout), trial, share)
 
     def measure(self, trial: int, folder: str, need: Resources, tasks: Sequence[str]) -> None:
         """Have a trained trial compressed or timed by an idle gang or a new one: event `measured` (data: values).
 
         What takes longer than `COMPRESS_S` or `TIMING_S` has failed.
         """
-        gang = self._idle(need) or self._form(need)
+        gang = self._gang(need, None)
         gang.trial, gang.said, gang.failures, gang.is_up = trial, {}, [], True
         gang.oom_kills = kernel_oom_kills()
         gang.limit_s = COMPRESS_S if COMPRESS in tasks else TIMING_S
         gang.deadline = time.monotonic() + gang.limit_s
         gang.waiting[gang.actors[0].measure.remote(folder, tuple(tasks))] = 0
 
-    def has_room(self, room: Room) -> bool:
+    def has_room(self, need: Resources) -> bool:
         """Say whether so much is held by nobody who works."""
-        return room.fits(self._unused())
+        return find_seats(self.nodes, self._unused(), need) is not None
+
+    def most(self, need: Resources, layout: Layout | None = None, at_most: int = 1 << 20) -> int:
+        """Return how many trials with these workers the cluster has room for at a time."""
+        return gangs_that_fit(self.nodes, need, layout, at_most)
 
     def poll(self, timeout_s: float) -> list[PoolEvent]:
         """Return what happened; waits for it up to `timeout_s`."""
@@ -119,12 +128,28 @@ class Pool:
         return [gang.trial for gang in self._gangs if gang.trial is not None]
 
     @property
-    def free(self) -> Room:
-        """What no gang holds."""
-        free = self.total
-        for gang in self._gangs:
-            free = free - gang.room
-        return free
+    def nodes(self) -> list[Node]:
+        """All nodes that are alive, as if nothing ran on them. Nodes come and go: looked up once a second."""
+        if time.monotonic() - self._looked > _LOOK_S:
+            alive = [node for node in self._ray.nodes() if node["Alive"]]
+            self._nodes = [as_node(node["NodeID"], node["Resources"]) for node in alive]
+            self._looked = time.monotonic()
+        return self._nodes
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of all nodes together."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all nodes together."""
+        return sum(sum(node.gpus) for node in self.nodes)
+
+    @property
+    def free(self) -> list[Node]:
+        """What no gang holds, on every node."""
+        return less(self.nodes, [seat for gang in self._gangs for seat in gang.seats])
 
     def close(self) -> None:
         """End every process and give every reservation back."""
@@ -134,27 +159,32 @@ class Pool:
     def _of(self, trial: int) -> Gang | None:
         return next((gang for gang in self._gangs if gang.trial == trial), None)
 
-    def _idle(self, need: Resources) -> Gang | None:
-        return next((each for each in self._gangs if each.trial is None and each.need == need), None)
+    def _idle(self, need: Resources, layout: Layout | None) -> Gang | None:
+        idle = [each for each in self._gangs if each.trial is None and each.need == need]
+        return next((each for each in idle if suits(self.nodes, each.seats, need, layout)), None)
 
-    def _unused(self) -> Room:
-        unused = self.free
-        for gang in self._gangs:
-            if gang.trial is None:
-                unused = Room(unused.cpus + gang.room.cpus, unused.gpus + gang.room.gpus)
-        return unused
+    def _unused(self) -> list[Node]:
+        return less(self.nodes, [seat for gang in self._gangs if gang.trial is not None for seat in gang.seats])
 
-    def _make_room(self, room: Room) -> bool:
-        if not room.fits(self._unused()):
-            return False
-        for gang in [each for each in self._gangs if each.trial is None]:
-            if room.fits(self.free):
-                break
-            self._disband(gang)
-        return True
+    def _make_room(self, need: Resources, layout: Layout | None) -> tuple[Seat, ...] | None:
+        """Return seats that are free, ending idle gangs where they are in the way; None when it would not help."""
+        if find_seats(self.nodes, self._unused(), need, layout) is None:
+            return None
+        for gang in [None, *(each for each in self._gangs if each.trial is None)]:
+            if gang is not None:
+                self._disband(gang)
+            seats = find_seats(self.nodes, self.free, need, layout)
+            if seats is not None:
+                return seats
+        return None
 
-    def _form(self, need: Resources) -> Gang:
-        gang = form_gang(self._ray, need)
+    def _gang(self, need: Resources, layout: Layout | None) -> Gang:
+        """Return an idle gang, or a new one; without room (a node is gone) Ray queues it until its limit."""
+        gang = self._idle(need, layout)
+        return gang or self._form(need, self._make_room(need, layout) or ())
+
+    def _form(self, need: Resources, seats: tuple[Seat, ...]) -> Gang:
+        gang = form_gang(self._ray, need, seats, pinned=bool(seats) and len(self.nodes) > 1)
         self._gangs.append(gang)
         return gang
 

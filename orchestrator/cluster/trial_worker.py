@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.checkpoint.fork import Fork
 from orchestrator.cluster.failure import failure_of
 from orchestrator.cluster.rank import redirect_output
 from orchestrator.runs.heartbeat import read_heartbeats
@@ -34,6 +35,7 @@ MAX_DATASETS = 4
 class Share:
     """What one worker is asked to do: its rank's share of the trial in `folder`. `master` is where rank 0 listens.
 
+    `until` is the step at which the training ends, None for the plan's last; `fork` the checkpoint it may begin from.
     `supernet`: the folder is that of the wide net whose parts a search ranks (`orchestrator.supernet.stage`).
     """
 
@@ -45,6 +47,8 @@ class Share:
     attempt: int = 1
     token: int = 1
     resume: bool = False
+    until: int | None = None
+    fork: Fork | None = None
     master: tuple[str, int] = ("127.0.0.1", 0)
 
 
@@ -132,6 +136,8 @@ class TrialWorker:
             attempt=share.attempt,
             token=share.token,
             resume=share.resume,
+            until=share.until,
+            fork=share.fork,
             judge=self._judge,
             load=self._load,
             recipe=recipe,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +12,7 @@ from orchestrator.compress.archive import read_header
 from orchestrator.compress.base import MODULE, Context, State
 from orchestrator.compress.formats import exported_as
 from orchestrator.compress.manifest import CHECK_FILE, EVAL_FILE, Link, Page, entry_of, write_page
+from orchestrator.compress.processor import processor
 from orchestrator.compress.runtimes.base import REFERENCE, open_folder, reference_files, runtime_of
 from orchestrator.errors import ExportError, OrchestratorError
 from orchestrator.export.score import cast_inputs, held_out_inputs
@@ -115,7 +114,7 @@ def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], fo
         job_digest=job_digest(trained.job),
         checkpoint=trained.checkpoint,
         versions=_versions(state.format),
-        machine=_machine(),
+        machine=processor(),
         measure=section.measure.model_dump(mode="json"),
         limits=section.limits.model_dump(mode="json"),
         restored=_restored(state),
@@ -161,14 +160,3 @@ def _versions(format: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _machine() -> dict[str, Any]:
-    """Return what decides speed here: figures of another machine are other figures."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    known = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-    flags = [flag for flag in known.get("flags", "").split() if "vnni" in flag or flag in ("avx2", "avx512f")]
-    return {"processor": known.get("model name", platform.processor()), "flags": flags, "cores": os.cpu_count()}

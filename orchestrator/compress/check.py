@@ -2,7 +2,7 @@
 
 `python -m orchestrator.compress.check FOLDER` prints one JSON object. Called by `verify.check_artifact`. It refuses to
 import models and whatever the format's runtime does without (torch, for most): an artifact that needs its training code
-fails here as it would fail where it is deployed.
+fails here as it would fail where it is deployed. A format that says it needs the model's code gets that, and no more.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
         folder = Path(arguments[0])
         page = read_page(folder)
         runtime = runtime_of(page.format)
-        for name in (*ALWAYS_REFUSED, *runtime.refused):
+        for name in {*ALWAYS_REFUSED, *runtime.refused} - set(runtime.code):
             sys.modules[name] = None  # type: ignore[assignment]
         answer: dict[str, Any] = check(folder, page, runtime)
     except OrchestratorError as error:

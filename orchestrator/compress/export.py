@@ -19,10 +19,12 @@ Complaint = tuple[str, str, str]
 class Config:
     """`onnx`: for ONNX Runtime; `openvino`: for OpenVINO. Neither needs torch or the training code.
 
-    `opset` is of onnx only.
+    `program`: a `torch.export` program for torch, which needs no training code; fp32 only. `aoti`: compiled for the
+    kind of processor at hand by AOTInductor, run by torch. `executorch`: a `.pte` for XNNPACK. `safetensors`: weights
+    alone, which need the model's code. `opset` is of onnx only.
     """
 
-    format: Literal["onnx", "openvino"] = "onnx"
+    format: Literal["onnx", "openvino", "program", "aoti", "executorch", "safetensors"] = "onnx"
     opset: int | None = None
 
     def __post_init__(self) -> None:
@@ -56,7 +58,7 @@ class Export:
         format = self.config.format
         files = write(format, state.model, context, context.folder, self.config.opset)
         after = State(EXPORTED, state.model, state.masks, folder=context.folder, files=files, format=format)
-        return Change(after)
+        return Change(after, notes=(FORMATS[format].note,) if FORMATS[format].note else ())
 
 
 def write(format: str, model: Any, context: Context, folder: Path, opset: int | None = None) -> tuple[str, ...]:

@@ -22,14 +22,18 @@ _TINY = 1e-12
 class Grid:
     """Where a weight's values may lie: `bits`, one scale for each output, or for each `group` inputs of an output.
 
-    Grouped grids have a zero point, single ones are symmetric.
+    `whole`: one scale for all of it. These and the grouped grids have a zero point, those of outputs are symmetric.
     """
 
     bits: int = 8
     group: int | None = None
+    whole: bool = False
 
     def snap(self, weight: Tensor) -> Tensor:
         """Return the weight with every value moved to the nearest on its grid, [O, ...]."""
+        if self.whole:
+            low, high = weight.detach().aminmax()
+            return _on_range(weight, low.clamp(max=0), high.clamp(min=0), 2**self.bits - 1)
         rows_OI: Tensor = weight.flatten(1)
         if self.group is None:
             top = 2 ** (self.bits - 1) - 1
@@ -160,6 +164,7 @@ def _rounded(x: Tensor) -> Tensor:
 def _on_range(x: Tensor, low: Tensor, high: Tensor, steps: int) -> Tensor:
     """Return x on the grid of `steps` + 1 values from low (at most 0) to high (at least 0), one of which is 0."""
     scale = ((high - low) / steps).clamp(min=_TINY)
-    zero = (-low / scale).round().clamp(0, steps).detach()
+    exact = (-low / scale).clamp(0, steps)
+    zero = exact.round() + (exact - exact.detach())  # a whole number; its rounding passes gradients on, too
     snapped: Tensor = (_rounded(x / scale + zero).clamp(0, steps) - zero) * scale
     return snapped

@@ -6,7 +6,8 @@ model and thrown away afterwards. B batch, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,8 @@ from orchestrator.errors import ExportError
 from orchestrator.export.weights import plain_copy
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
     from orchestrator.compress.base import Context
     from orchestrator.compress.recover import Lessons
 
@@ -43,20 +46,14 @@ class Features:
         # Of a fixed set of samples: a batch's own would make the loss a matter of how it is divided over ranks.
         self._scales = {name: float(theirs[name].square().mean().clamp(min=1e-12)) for name in self._names}
         model.add_module(_PLACE, nn.ModuleDict(maps))
-        for name in self._names:
-            self._teacher.get_submodule(name).register_forward_hook(self._look(self._wanted, name, None))
+        _watch(self._teacher, self._names, self._wanted.__setitem__)
         self._model = model
-        self._handles = [
-            model.get_submodule(name).register_forward_hook(self._look(self._found, name, maps[name.replace(".", "-")]))
-            for name in self._names
-        ]
 
-    def _look(self, into: dict[str, Tensor], name: str, translate: nn.Module | None) -> Any:
-        def hook(_: nn.Module, given: Any, output: Tensor) -> None:
+        def keep(name: str, output: Tensor) -> None:
             # Within the forward pass, where a sharded model has its weights at hand.
-            into[name] = output if translate is None else translate(output)
+            self._found[name] = maps[name.replace(".", "-")](output)
 
-        return hook
+        self._handles = _watch(model, self._names, keep)
 
     def distance(self, inputs: Tensor) -> Tensor:
         """Return the mean squared difference of all pairs for the batch just run, over the teacher's mean square."""
@@ -79,10 +76,10 @@ def chosen(model: nn.Module, teacher: nn.Module, asked: Sequence[str] | str) -> 
 
     Raises ExportError when a model lacks one, or none is left.
     """
-    sides = [dict(each.named_modules()) for each in (model, teacher)]
+    sides = [dict(each.named_modules(remove_duplicate=False)) for each in (model, teacher)]
     if asked == AUTO:
         root = "layers." if "layers" in sides[0] else ""
-        top = [f"{root}{name}" for name, _ in sides[0].get("layers", model).named_children()]
+        top = [f"{root}{name}" for name in sides[0].get("layers", model)._modules]
         found = [name for name in top[:-1] if name in sides[1] and _PLACE not in name]
     else:
         found = list(asked)
@@ -96,13 +93,35 @@ def chosen(model: nn.Module, teacher: nn.Module, asked: Sequence[str] | str) -> 
     return found
 
 
+def _watch(model: nn.Module, names: Sequence[str], keep: Callable[[str, Tensor], None]) -> list[RemovableHandle]:
+    """Have `keep` told what these layers find; one that stands in several places (`share`) is told in turns."""
+    places: dict[nn.Module, list[str]] = {}
+    for path, layer in model.named_modules(remove_duplicate=False):
+        places.setdefault(layer, []).append(path)
+
+    def hook(paths: Iterator[str]) -> Any:
+        def look(_: nn.Module, given: Any, output: Any) -> None:
+            name = next(paths)
+            if name in names:
+                keep(name, _as_tensor(name, output))
+
+        return look
+
+    layers = dict.fromkeys(model.get_submodule(name) for name in names)
+    return [layer.register_forward_hook(hook(cycle(places[layer]))) for layer in layers]
+
+
+def _as_tensor(name: str, output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise ExportError(
+            f"feature '{name}' gives {type(output).__name__}, not one tensor", hint="name a layer before or inside it"
+        )
+    return output
+
+
 def _outputs(model: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-
-    def hook(name: str) -> Any:
-        return lambda layer, given, output: found.update({name: output})
-
-    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    handles = _watch(model, names, found.__setitem__)
     try:
         with torch.no_grad():
             model.eval()(inputs)

@@ -24,7 +24,8 @@ Complaint = tuple[str, str, str]
 class Distill:
     """The teacher is the trained model as it was before the first step.
 
-    `weight` of the loss pulls towards its answers, softened by `temperature`; the rest is the job's own loss. `mixup`
+    `weight` of the loss pulls towards its answers, softened by `temperature` (classes; for answers that are numbers it
+    means nothing); the rest is the job's own loss. `mixup`
     asks it about blends of two samples each (inputs that are numbers, weight 1: blends have no target of their own).
     `features`: what these layers find (paths, or `auto`: all that both have) is drawn to what the teacher's find,
     through a map that is learnt where widths differ; their distance counts `features_weight`.

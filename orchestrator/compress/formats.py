@@ -33,6 +33,12 @@ class Format:
     """Schemes with a scale for each `group` of inputs; the others have one for each output."""
     modules: tuple[str, ...] = ()
     """What must be importable to write it."""
+    integer_modules: tuple[str, ...] = ()
+    """What must be importable, too, for its weights to become integers."""
+    tools: str = ""
+    """A function that returns what else is needed and lacking, as (message, hint); empty: nothing is."""
+    note: str = ""
+    """What the report says of every file in it."""
     extra: str = ""
     """The optional dependencies that bring those: `pip install "orchestrator[EXTRA]"`."""
 
@@ -63,8 +69,56 @@ FORMATS: dict[str, Format] = {
         modules=("onnx", "onnxscript", "openvino", "nncf"),
         extra="openvino",
     ),
+    "program": Format(
+        runtime="orchestrator.compress.runtimes.program:RUNTIME",
+        writer="orchestrator.compress.writers.program:write",
+        refusals={"": "a program with integers runs at 0.2 to 0.56 x the speed of fp32 in eager PyTorch (measured)"},
+    ),
+    "aoti": Format(
+        runtime="orchestrator.compress.runtimes.aoti:RUNTIME",
+        writer="orchestrator.compress.writers.aoti:write",
+        quantiser="orchestrator.compress.writers.aoti:quantise",
+        schemes=("int8-static", "int8-dynamic"),
+        refusals={
+            "int8-weight": "freezing turns the integers back into floats, and the file grows (36 to 86 MB, measured)",
+            "int4-weight": "torch has no kernel for 4-bit weights that its compiler uses on a processor",
+        },
+        integer_modules=("torchao",),
+        tools="orchestrator.compress.processor:compiler_problems",
+        extra="aoti",
+    ),
+    "executorch": Format(
+        runtime="orchestrator.compress.runtimes.executorch:RUNTIME",
+        writer="orchestrator.compress.writers.executorch:write",
+        quantiser="orchestrator.compress.writers.executorch:quantise",
+        schemes=("int8-static",),
+        refusals={"": "what XNNPACK then does with it was not measured here, and is not claimed"},
+        modules=("executorch", "torchao"),
+        extra="executorch",
+    ),
+    "safetensors": Format(
+        runtime="orchestrator.compress.runtimes.safetensors:RUNTIME",
+        writer="orchestrator.compress.writers.safetensors:write",
+        refusals={"": "it holds weights alone, and the model's own code multiplies floats"},
+        note="safetensors needs the model's code to run: it is NOT A DEPLOYMENT FORMAT",
+    ),
     "pack": Format(runtime="orchestrator.compress.runtimes.pack:RUNTIME"),
 }
+
+
+_FLOAT8 = (
+    "processors do not multiply in float8, and files are verified on one: it takes an NVIDIA GPU of compute "
+    "capability 8.9 or more (Ada, Hopper), with torchao's float8 kernels or a TensorRT engine"
+)
+_SPARSE = (
+    "processors have no kernels that skip two of four weights, so zeros are multiplied like any number: it takes an "
+    "NVIDIA GPU from Ampere on (compute capability 8.0), with torchao's semi-structured kernels or a TensorRT engine"
+)
+ELSEWHERE: Mapping[str, tuple[str, str]] = {
+    "float8": (_FLOAT8, "write int8-static, or int8-dynamic for linear layers; to train in float8: train.float8"),
+    "2:4": (_SPARSE, "write int8-static; for a smaller file by the zeros: `prune` with kind: 2:4, and `pack`"),
+}
+"""Schemes that no format here can be in, why, and what to write instead."""
 
 
 def load(place: str) -> Any:
@@ -75,6 +129,9 @@ def load(place: str) -> Any:
 
 def refusal(format: str, scheme: str) -> tuple[str, str]:
     """Return why a format cannot be in a scheme of `quantise`, and what to write instead."""
+    if scheme in ELSEWHERE:
+        why, hint = ELSEWHERE[scheme]
+        return f"{scheme} has no place in {format}: {why}", hint
     found = FORMATS[format]
     why = found.refusals.get(scheme) or found.refusals.get("") or "its tools have no such scheme"
     able = [name for name, other in FORMATS.items() if scheme in other.schemes]
@@ -89,10 +146,15 @@ def exported_as(job: JobSpec) -> str:
     return str(steps[-1].options.get("format", "onnx")) if steps else "onnx"
 
 
-def missing(format: str, key: str) -> list[Complaint]:
-    """Return what must be installed for a format and is not, as (key, message, hint)."""
-    lacking = [name for name in FORMATS[format].modules if find_spec(name) is None]
-    if not lacking:
-        return []
-    hint = f'pip install "orchestrator[{FORMATS[format].extra}]"'
-    return [(key, f"{format} needs {', '.join(lacking)}, which is not installed", hint)]
+def missing(format: str, key: str, *, integers: bool = False) -> list[Complaint]:
+    """Return what must be installed for a format (or for `integers` in it) and is not, as (key, message, hint)."""
+    found = FORMATS[format]
+    complaints: list[Complaint] = []
+    lacking = [name for name in (found.integer_modules if integers else found.modules) if find_spec(name) is None]
+    if lacking:
+        what = f"integers in {format} need" if integers else f"{format} needs"
+        hint = f'pip install "orchestrator[{found.extra}]"'
+        complaints.append((key, f"{what} {', '.join(lacking)}, which is not installed", hint))
+    if found.tools and not integers:
+        complaints += [(key, f"{format}: {message}", hint) for message, hint in load(found.tools)()]
+    return complaints

@@ -31,15 +31,17 @@ if TYPE_CHECKING:
 FULL = 32
 _CHOICES = {"Conv": (8,), "Gemm": (8,), "MatMul": (8, 4), "Gather": (8, 4)}
 _STATIC = ("Conv", "Gemm")
-_ATTEMPTS = 4
 
 
 @dataclass
 class Layer:
-    """A layer as the budget sees it: `losses` is what it alone at so many bits adds to the loss, `bits` the choice."""
+    """A layer as the budget sees it: `losses` is what it alone at so many bits adds to the loss, `bits` the choice.
+
+    `nodes` of the graph read its weight: several where blocks have become one.
+    """
 
     name: str
-    node: str
+    nodes: tuple[str, ...]
     operator: str
     outputs: int
     inputs: int
@@ -55,8 +57,9 @@ class Layer:
         """Return what the weight takes in the file, scales and zero points included."""
         if bits == FULL:
             return 4.0 * self.weights
-        if self.operator in _STATIC or (self.operator == "Gather" and bits == 8):
-            return self.weights + 5.0 * self.outputs
+        grid = grid_in_file(self.operator, bits, group)
+        if grid.group is None:
+            return self.weights + 5.0 * (1 if grid.whole else self.outputs)
         groups = self.outputs * ceil(self.inputs / group)
         return groups * (group * bits / 8 + 4 + bits / 8)
 
@@ -74,14 +77,16 @@ def quantise_mixed(
     layers = _layers(source, model)
     _measure(layers, model, context, config.group)
     full = source.stat().st_size - sum(layer.num_bytes(FULL, config.group) for layer in layers)
-    allowed = wanted - full
-    for _ in range(_ATTEMPTS):
-        allocate(layers, allowed, config.group)
+    allowed: float = wanted - full
+    while True:
+        estimate = allocate(layers, allowed, config.group)
         _write(source, target, layers, context, config)
         over = target.stat().st_size - wanted
         if over <= 0:
             return [asdict(layer) | {"weights": layer.weights} for layer in layers]
-        allowed -= over  # what the estimate left out: nodes, and tensors that the graph no longer shares
+        if estimate > allowed:
+            break
+        allowed = estimate - over  # what the estimate left out: nodes, and tensors that the graph no longer shares
     raise ExportError(
         f"the budget of {wanted:,} bytes is missed by {over:,}, with as few bits as the runtime has kernels for",
         hint="raise the budget, or take parts out first (`prune`)",
@@ -93,14 +98,14 @@ def wanted_bytes(budget: Budget, baseline_bytes: int) -> int:
     return int(budget.bytes if budget.bytes is not None else baseline_bytes / (budget.size_ratio or 1.0))
 
 
-def allocate(layers: list[Layer], allowed_bytes: float, group: int) -> None:
+def allocate(layers: list[Layer], allowed_bytes: float, group: int) -> float:
     """Choose every layer's bits anew: lower them where it adds least to the loss for each byte, until all fit.
 
-    With nothing left to lower it ends above what is allowed.
+    Return the bytes they take; above what is allowed only with nothing left to lower.
     """
     for layer in layers:
         layer.bits = FULL
-    while sum(layer.num_bytes(layer.bits, group) for layer in layers) > allowed_bytes:
+    while (taken := sum(layer.num_bytes(layer.bits, group) for layer in layers)) > allowed_bytes:
         moves = [
             (_price(layer, bits, group), layer.name, layer, bits)
             for layer in layers
@@ -108,9 +113,10 @@ def allocate(layers: list[Layer], allowed_bytes: float, group: int) -> None:
             if layer.num_bytes(bits, group) < layer.num_bytes(layer.bits, group)
         ]
         if not moves:
-            return
+            break
         _, _, layer, bits = min(moves, key=lambda move: move[:2])
         layer.bits = bits
+    return taken
 
 
 def _price(layer: Layer, bits: int, group: int) -> float:
@@ -120,15 +126,24 @@ def _price(layer: Layer, bits: int, group: int) -> float:
     return max(added, 1e-9 / bits) / saved
 
 
+def grid_in_file(operator: str, bits: int, group: int) -> Grid:
+    """Return the grid that the tool for an operator lays over its weight (see `_write`)."""
+    if operator in _STATIC:
+        return Grid(bits)
+    return Grid(bits, whole=True) if (operator, bits) == ("Gather", 8) else Grid(bits, group)
+
+
 def _layers(source: Path, model: nn.Module) -> list[Layer]:
     """Return the model's layers that the graph has as operators with kernels for fewer bits."""
     kinds = (nn.Linear, nn.Conv2d, nn.Embedding)
     named = {name: part for name, part in model.named_modules() if type(part) in kinds}
     found: list[Layer] = []
-    for name, node in readers_of(source, named).items():
-        if node.op_type in _CHOICES:
+    for name, nodes in readers_of(source, named).items():
+        kinds_of_node = {node.op_type for node in nodes}
+        if len(kinds_of_node) == 1 and (kind := kinds_of_node.pop()) in _CHOICES:
             weight: Any = named[name].weight
-            found.append(Layer(name, node.name, node.op_type, len(weight), weight[0].numel()))
+            names = tuple(node.name for node in nodes)
+            found.append(Layer(name, names, kind, len(weight), weight[0].numel()))
     if not found:
         raise ExportError("the graph has no layer that could have fewer bits", hint="leave `budget` out")
     return found
@@ -145,8 +160,7 @@ def _measure(layers: list[Layer], model: nn.Module, context: Context, group: int
         part: Any = parts[layer.name]
         for bits in _CHOICES[layer.operator]:
             kept = part.weight.data.clone()
-            whole = layer.operator in _STATIC or (layer.operator == "Gather" and bits == 8)
-            wear(part, Grid(8) if whole else Grid(bits, group), spans.get(layer.name))
+            wear(part, grid_in_file(layer.operator, bits, group), spans.get(layer.name))
             layer.losses[bits] = _loss(twin, context) - before
             take_off(twin)
             part.weight.data = kept
@@ -171,7 +185,7 @@ def _write(source: Path, target: Path, layers: list[Layer], context: Context, co
     nodes = _operator_nodes(source)
 
     def others(operator: str, bits: int) -> list[str]:
-        mine = {layer.node for layer in layers if (layer.operator, layer.bits) == (operator, bits)}
+        mine = {node for layer in layers if (layer.operator, layer.bits) == (operator, bits) for node in layer.nodes}
         return [name for name, kind in nodes if kind == operator and name not in mine]
 
     used: Mapping[tuple[str, int], Any] = {(layer.operator, layer.bits): layer for layer in layers}

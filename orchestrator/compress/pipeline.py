@@ -206,7 +206,7 @@ def _judge(
     trained: Trained, state: State, run: _Run, folder: Path, say: Callable[[str], None], *, timed: bool
 ) -> dict[str, Any]:
     page = artifact.write_artifact(trained, state, tuple(run.links), folder)
-    say("checking the file in a process without torch")
+    say("checking the file in a process of its own")
     place = folder / "artifact"
     found: dict[str, Any] = {"checked": check_artifact(place)}
     if timed:

@@ -134,26 +134,35 @@ def overrides(path: Path, learnt: Learnt) -> dict[str, list[dict[str, Any]]]:
             "scale": np.array(scale, dtype=np.float32),
             "zero_point": np.array(zero, dtype=np.uint8),
         }
-        for tensor in _handed_on(readers[name].input[0], makers):
-            found.setdefault(tensor, [entry])
+        for node in readers[name]:
+            for tensor in _handed_on(node.input[0], makers):
+                found.setdefault(tensor, [entry])
     return found
 
 
-def readers_of(path: Path, layers: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """Return the node of a graph that reads each layer's weight; layers that none reads as it is are left out."""
+def readers_of(path: Path, layers: Mapping[str, nn.Module]) -> dict[str, list[Any]]:
+    """Return the nodes of a graph that read each layer's weight: several where the layer stands in several places.
+
+    Layers whose weight none reads as it is are left out.
+    """
     import onnx
 
     graph = onnx.load(str(path)).graph
     stored = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
-    readers = [(node, stored[name]) for node in graph.node for name in node.input[:2] if name in stored]
-    found: dict[str, Any] = {}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input[:2]:
+            if name in stored:
+                readers.setdefault(name, []).append(node)
+    found: dict[str, list[Any]] = {}
     for name, layer in layers.items():
         weight: Any = layer.weight
         table = isinstance(layer, nn.Embedding)  # a tied head has the same numbers
-        mine = [node for node, value in readers if _same(value, weight.detach().numpy())]
-        node = next((node for node in mine if (node.op_type == "Gather") == table), None)
-        if node is not None:
-            found[name] = node
+        mine = [nodes for each, nodes in readers.items() if _same(stored[each], weight.detach().numpy())]
+        fitting = ([node for node in nodes if (node.op_type == "Gather") == table] for nodes in mine)
+        nodes = next((nodes for nodes in fitting if nodes), None)
+        if nodes is not None:
+            found[name] = nodes
     return found
 
 

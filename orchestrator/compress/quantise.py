@@ -9,7 +9,7 @@ from orchestrator.compress.base import ARTIFACT, EXPORTED, Change, Context, Stat
 from orchestrator.compress.finetune import Config as FinetuneConfig
 from orchestrator.compress.finetune import feature_problems, lessons_of, mixup_problems, train
 from orchestrator.compress.finetune import layout_problems as ranks_problems
-from orchestrator.compress.formats import FORMATS, exported_as, load, refusal
+from orchestrator.compress.formats import FORMATS, exported_as, load, missing, refusal
 from orchestrator.errors import ExportError
 
 if TYPE_CHECKING:
@@ -64,10 +64,13 @@ class Config:
     `algorithm`: how the ranges of int8-static are chosen (`entropy`, `percentile`: onnx only), or what int4-weight does
     beside rounding (openvino only): `gptq` lets weights that are yet to be rounded make up for those that are, `awq`
     widens channels that weigh much first, `scale` chooses scales by the layer's outputs.
+    `float8` and `2:4` are known and refused: both take a GPU, and files are verified on the processor.
     `qat` trains the exported model on the very integers first, and exports it again.
     """
 
-    scheme: Literal["int8-static", "int8-dynamic", "int8-weight", "int4-weight", "mixed"] = "int8-static"
+    scheme: Literal["int8-static", "int8-dynamic", "int8-weight", "int4-weight", "mixed", "float8", "2:4"] = (
+        "int8-static"
+    )
     target: Literal["cpu"] = "cpu"
     algorithm: Literal["minmax", "entropy", "percentile", "gptq", "awq", "scale"] = "minmax"
     group: int = 32
@@ -95,7 +98,7 @@ def flow(config: Config) -> tuple[str, str]:
 
 def plan_problems(config: Config, model: str, widths: Widths | None) -> list[Complaint]:
     """Return what does not work out with this model, as (key, message, hint)."""
-    if model in _FLOAT_TARGETS and config.scheme not in ("int8-static", "mixed"):
+    if model in _FLOAT_TARGETS and config.scheme in ("int8-dynamic", "int8-weight", "int4-weight"):
         message = f"{config.scheme} changes linear layers only, and {model} is made of convolutions"
         return [("scheme", message, "write int8-static")]
     return []
@@ -111,6 +114,9 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
         return unknown
     if config.qat is not None and not FORMATS[format].qat:
         return [("qat", f"training on the integers knows the grid of onnx, not that of {format}", "remove qat")]
+    lacking = missing(format, "scheme", integers=True)
+    if lacking:
+        return lacking
     steps = {step.use for step in job.compress.steps}
     most = _MOST_CONV if job.model.use in _FLOAT_TARGETS else _MOST
     ratio = config.budget.size_ratio if config.budget is not None else None

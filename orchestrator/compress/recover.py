@@ -29,7 +29,7 @@ from orchestrator.parallel.process import sum_over_ranks
 from orchestrator.parallel.shared import local_gradient
 from orchestrator.plan.layout import Layout
 from orchestrator.spec.job import OptimSection
-from orchestrator.train.loss import build_loss
+from orchestrator.train.loss import BinaryCrossEntropy, Loss, MeanSquaredError, build_loss
 from orchestrator.train.optim import build_optimizer
 from orchestrator.train.schedule import Cosine
 
@@ -117,7 +117,8 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
     size = min(course.batch_size or job.train.batch_size, len(split))
     steps = course.steps or max(1, ceil(course.epochs * len(split) / size))
     order = SampleOrder(len(split), size, job.train.seed if course.seed is None else course.seed)
-    loss, told = build_loss(job, context.plan), _Teacher(course.lessons, context) if course.lessons else None
+    loss = build_loss(job, context.plan)
+    told = _Teacher(course.lessons, context, loss) if course.lessons else None
     features = None
     if course.lessons is not None and course.lessons.features:
         features = Features(model, course.lessons, context)
@@ -206,8 +207,8 @@ def _covers(module: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Tensor
 class _Teacher:
     """The teacher's answers: computed once where they fit into memory, else batch by batch."""
 
-    def __init__(self, lessons: Lessons, context: Context) -> None:
-        self._lessons = lessons
+    def __init__(self, lessons: Lessons, context: Context, loss: Loss) -> None:
+        self._lessons, self._loss = lessons, loss
         self._model = lessons.teacher.eval()
         split = context.data.splits["train"]
         self.blends = lessons.mixup
@@ -229,12 +230,24 @@ class _Teacher:
                 hint="a teacher must know the same classes",
             )
         weight = self._lessons.weight
-        return (1 - weight) * loss + weight * soft_distance(outputs, wanted, self._lessons.temperature)
+        return (1 - weight) * loss + weight * taught_distance(self._loss, outputs, wanted, self._lessons.temperature)
 
     def _ask(self, inputs: Tensor) -> Tensor:
         with torch.no_grad():
             answers: Tensor = self._model(inputs)
         return answers
+
+
+def taught_distance(loss: Loss, outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """Return the mean distance to a teacher's answers, by what the job's loss takes outputs for.
+
+    Numbers: squared difference, whatever the temperature. One logit: softened, as of two classes. Else: of classes.
+    """
+    if isinstance(loss, MeanSquaredError):
+        return (outputs - wanted).square().mean()
+    if isinstance(loss, BinaryCrossEntropy):  # the other class has the logit 0
+        outputs, wanted = (torch.stack((each, torch.zeros_like(each)), -1) for each in (outputs, wanted))
+    return soft_distance(outputs, wanted, temperature)
 
 
 def soft_distance(outputs_BxC: Tensor, teacher_BxC: Tensor, temperature: float) -> Tensor:

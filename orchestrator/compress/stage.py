@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.compress.manifest import read_page
 from orchestrator.compress.pipeline import Outcome, Trained, compress
 from orchestrator.compress.report import as_json, metrics, table
+from orchestrator.compress.runtimes.base import runtime_of
 from orchestrator.errors import ExportError, JobFileError, NotAbleError, OrchestratorError, PlanError
 from orchestrator.log import get_logger, setup_file_logging
 from orchestrator.plan.layout import Layout
@@ -135,7 +136,8 @@ def _record(run: RunDir, trained: Trained, outcome: Outcome) -> None:
         if outcome.ok:
             place = outcome.folder / "artifact"
             spool.record("artifact", path=str(place), artifact_path="compress/artifact")
-            spool.record("model", **model_record(outcome, trained))
+            if not runtime_of(read_page(place).format).code:  # else nothing but the training code could serve it
+                spool.record("model", **model_record(outcome, trained))
 
 
 def model_record(outcome: Outcome, trained: Trained) -> dict[str, Any]:

@@ -8,6 +8,7 @@ resolves operator names anywhere under `torch`; writes node names into generated
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import zipfile
@@ -43,10 +44,13 @@ _TREE_TYPES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 _SILENT_KEYS = ("metadata", "torch_version", "verifiers")  # carried along or compared, never resolved or run
 
 
-def check_archive(path: Path) -> None:
-    """Raise ExportError naming the first thing in the archive that could run code when loaded. Runs none of it."""
+def check_archive(path: Path, content: bytes | None = None) -> None:
+    """Raise ExportError naming the first thing in the archive that could run code when loaded. Runs none of it.
+
+    `content`: the bytes of the archive, where they are at hand; `path` is then its name only.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path if content is None else io.BytesIO(content)) as archive:
             for info in archive.infolist():
                 _check_record(path, info.filename.partition("/")[2], archive.read(info))
     except (zipfile.BadZipFile, OSError, EOFError) as error:

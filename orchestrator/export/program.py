@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -37,18 +38,10 @@ class ProgramExporter:
 
     def write(self, model: nn.Module, example_inputs: Tensor, folder: Path) -> list[Path]:
         """Trace the model and write the archive, free of pickles; refuse a model that cannot be stored so."""
-        import torch
+        from orchestrator.export.trace import traces
 
-        from orchestrator.export.trace import first_lines, traces
-
-        program = copy.copy(traces.trace(model, example_inputs))
-        program.example_inputs = None  # torch would store them as a pickle
         path = folder / PROGRAM_FILE
-        try:
-            torch.export.save(program, path)
-        except Exception as error:  # the serialiser raises many kinds: no schema for an operator, an unknown constant
-            raise ExportError(f"the traced program cannot be saved: {first_lines(error)}") from error
-        check_archive(path)
+        save_program(traces.trace(model, example_inputs), path)
         return [path]
 
     def load(self, folder: Path) -> Callable[[Tensor], Tensor]:
@@ -73,14 +66,32 @@ class ProgramExporter:
         return {"torch": version("torch")}
 
 
-def load_program(path: Path) -> ExportedProgram:
-    """Check the archive against the allow-lists, then load it. Raises ExportError."""
+def save_program(program: ExportedProgram, path: Path) -> None:
+    """Write a program as an archive free of pickles. Raises ExportError when it cannot be stored so."""
     import torch
 
     from orchestrator.export.trace import first_lines
 
-    check_archive(path)
+    program = copy.copy(program)
+    program.example_inputs = None  # torch would store them as a pickle
     try:
-        return torch.export.load(path)
+        torch.export.save(program, path)
+    except Exception as error:  # the serialiser raises many kinds: no schema for an operator, an unknown constant
+        raise ExportError(f"the traced program cannot be saved: {first_lines(error)}") from error
+    check_archive(path)
+
+
+def load_program(path: Path, content: bytes | None = None) -> ExportedProgram:
+    """Check the archive (`content`, where its bytes were read already) against the allow-lists, then load it.
+
+    Raises ExportError.
+    """
+    import torch
+
+    from orchestrator.export.trace import first_lines
+
+    check_archive(path, content)
+    try:
+        return torch.export.load(path if content is None else io.BytesIO(content))
     except Exception as error:  # a damaged archive surfaces as anything from KeyError to a C++ RuntimeError
         raise ExportError(f"{path} cannot be loaded: {first_lines(error)}") from error

@@ -69,7 +69,7 @@ def fill(
             own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
             own.copy_(own_slice(full, parameter))
     for path, child in module.named_modules():
-        _reset_buffers(path, child)
+        reset_buffers(path, child)
 
 
 def shard_dim(place: Placement) -> int | None:
@@ -96,7 +96,8 @@ def own_slice(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return full
 
 
-def _reset_buffers(path: str, module: nn.Module) -> None:
+def reset_buffers(path: str, module: nn.Module) -> None:
+    """Fill the buffers that a layer itself has. Raises PlanError when it does not say with what."""
     if not list(module.buffers(recurse=False)):
         return
     reset = getattr(module, "reset_buffers", None) or getattr(module, "reset_running_stats", None)

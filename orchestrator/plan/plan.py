@@ -61,6 +61,11 @@ class Resources:
     backend: str
     device: str
 
+    @property
+    def total_cpus(self) -> float:
+        """CPUs of all workers together."""
+        return self.num_workers * self.cpus_per_worker
+
 
 @dataclass(frozen=True)
 class Memory:

@@ -25,8 +25,8 @@ LIVE_STATES = ("created", "starting", "running", "stopping", "finishing")
 class RunRecord:
     """One run as far as it has come. Times are ISO 8601, UTC; `pid` and `host` name the driver.
 
-    `kind` is run or sweep. `state` is one of `LIVE_STATES` or finished, failed, stopped, killed. `pid_started` (seconds since the epoch) tells
-    the driver from a later process of the same number.
+    `kind` is run or sweep. `state` is one of `LIVE_STATES` or finished, failed, stopped, killed. `pid_started` (seconds
+    since the epoch) tells the driver from a later process of the same number.
     """
 
     run_id: str
@@ -123,13 +123,17 @@ def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) 
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    if not durable:
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
+    if durable:
+        make_durable(path.parent)
+
+
+def make_durable(path: Path) -> None:
+    """Have a file's content, or a folder's list of names, outlive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from orchestrator.errors import JobFileError, Problem
 from orchestrator.spec.job import JobSpec, TrainSection
 from orchestrator.spec.places import default_use, own_keys, shared_keys
 from orchestrator.spec.steps import calibration_problems, order_problems
-from orchestrator.spec.sweep import REFUSED
+from orchestrator.spec.sweep import ELSEWHERE, REFUSED
 from orchestrator.wording import join, nearest
 
 
@@ -186,8 +186,9 @@ def _part_problems(part: Part, data: Mapping[str, Any]) -> tuple[list[Problem], 
         config = None
     if problem is not None:
         why = REFUSED.get(part.group, {}).get(part.use.lower())
-        message = f"{part.use} is not offered: {why}" if why else problem.message
-        return [Problem(join(part.path, "use"), message, problem.hint, problem.code)], ""
+        message, hint = f"{part.use} is not offered: {why}" if why else problem.message, problem.hint
+        message, hint = ELSEWHERE.get((part.group, part.use.lower()), (message, hint))
+        return [Problem(join(part.path, "use"), message, hint, problem.code)], ""
     if config is None:
         # The plan says it of model and data, since it misses their numbers too.
         told = part.group in ("models", "data")

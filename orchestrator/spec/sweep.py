@@ -19,11 +19,18 @@ REFUSED = {
         "hyperopt": "tpe is the same method, maintained",
     },
     "schedulers": {
-        "pbt": "population based training changes a trial's values on the way, so that no job describes its result",
-        "pb2": "it is population based training, which changes a trial's values on the way",
+        "pb2": "it needs a Gaussian process of its own; its relative pbt is offered, as a searcher",
     },
 }
 """What people may ask for by name and is not offered, and why."""
+
+ELSEWHERE = {
+    ("schedulers", "pbt"): (
+        "pbt is a searcher here, since it says from whose checkpoint and with which values a trial begins",
+        "write it under sweep.search: `search: {use: pbt, population: 8}`, and leave the scheduler out",
+    ),
+}
+"""What people know under another section: what it is here, and where to write it."""
 
 Condition = Annotated[str, AfterValidator(checked)]
 
@@ -89,7 +96,8 @@ class SweepSection(Section):
     `compress/size_ratio`, `compress/latency_ms`; and their direction. Several: a Pareto front. Absent: what
     `train.monitor` names."""
     search: Use = Use(use="random")
-    """Where points come from: random, grid, sobol, tpe, gp, nsga2, supernet (one net's parts), or your own."""
+    """Where points come from: random, grid, sobol, tpe, gp, nsga2, pbt (population based training), supernet (one net's
+    parts), or your own."""
     scheduler: Use = Use(use="fifo")
     """Which trials end early: fifo (none), asha, hyperband, median, or your own."""
     trials: PositiveInt | None = None

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import plugins
-from orchestrator.parallel.initialise import build_module
+from orchestrator.parallel.initialise import build_module, reset_buffers
 from orchestrator.plan.cut import EXITS, Cut, cuts_of, exit_name
 from orchestrator.spec.base import Use
 from orchestrator.spec.job import JobSpec
+from orchestrator.train.build import construct_model
 from orchestrator.train.cut import cut_weights
-from orchestrator.train.engine import construct_model
 
 
 def build_whole(job: JobSpec, nets: Iterable[Use]) -> nn.Module:
@@ -78,12 +78,8 @@ class Part(nn.Module):
 
 def _fill_buffers(module: nn.Module, device: torch.device) -> None:
     """Give a module's buffers memory and their first values, as they have when it is built alone."""
-    for part in module.modules():
-        if not part._buffers:
-            continue
+    for path, part in module.named_modules():
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = torch.empty_like(buffer, device=device)
-        reset = getattr(part, "reset_buffers", None) or getattr(part, "reset_running_stats", None)
-        if reset is not None:
-            reset()
+        reset_buffers(path, part)

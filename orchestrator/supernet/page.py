@@ -1,4 +1,7 @@
-"""`nets.json` and `ranking.json`: which nets a supernet holds, and what each scored. Torch-free; driver and worker."""
+"""`nets.json`, `ranking.json`, `took.json`: which nets a supernet holds, what each scored, how long all attempts took.
+
+Torch-free; driver and worker.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ class Nets:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What came of it: the metrics of every net in the order of `Nets.models`, and the file of the shared weights."""
+    """What came of it: the metrics of every net in the order of `Nets.models`, and the file of the shared weights.
+
+    On disk the file is named by itself, as it lies beside the page; in here by its whole path.
+    """
 
     scores: tuple[Mapping[str, float], ...]
     file: str
@@ -70,7 +76,7 @@ def read_nets(run: RunDir) -> Nets:
 
 def write_ranking(run: RunDir, ranking: Ranking) -> None:
     """Write the answer, whole or not at all."""
-    write_json(ranking_path(run), asdict(ranking))
+    write_json(ranking_path(run), {**asdict(ranking), "file": Path(ranking.file).name})
 
 
 def read_ranking(run: RunDir, num_nets: int) -> Ranking | None:
@@ -78,14 +84,38 @@ def read_ranking(run: RunDir, num_nets: int) -> Ranking | None:
     if not ranking_path(run).is_file():
         return None
     content = _read(ranking_path(run))
-    found = Ranking(**{**content, "scores": tuple(content["scores"])})
+    file = run.path / Path(content["file"]).name  # older pages hold where it lay when they were written
+    found = Ranking(**{**content, "scores": tuple(content["scores"]), "file": str(file)})
     return found if len(found.scores) == num_nets and Path(found.file).is_file() else None
 
 
+def supernet_folders(sweep: RunDir) -> list[RunDir]:
+    """Return where the supernets of a sweep lie, whatever became of them."""
+    return [RunDir(path) for path in sorted(sweep.trials.glob("supernet-*"))]
+
+
 def supernet_seconds(sweep: RunDir) -> float:
-    """Return the seconds that training and ranking the supernets of a sweep took; 0.0: it has none."""
-    rankings = [_read(path) for path in sweep.trials.glob("supernet-*/ranking.json")]
-    return sum(float(each["train_s"]) + float(each["rank_s"]) for each in rankings)
+    """Return the seconds of a worker that the supernets of a sweep took, ranked or not; 0.0: it has none."""
+    return sum(taken_s(each) for each in supernet_folders(sweep))
+
+
+def taken_s(run: RunDir) -> float:
+    """Return the seconds that all attempts of a supernet took. Of one made before they were noted, what it tells."""
+    if (path := _took_path(run)).is_file():
+        return float(_read(path)["seconds"])
+    if not ranking_path(run).is_file():
+        return 0.0
+    content = _read(ranking_path(run))
+    return float(content["train_s"]) + float(content["rank_s"])
+
+
+def write_taken(run: RunDir, seconds: float) -> None:
+    """Note what all attempts took by now; whole or not at all."""
+    write_json(_took_path(run), {"seconds": round(seconds, 3)})
+
+
+def _took_path(run: RunDir) -> Path:
+    return run.path / "took.json"
 
 
 def _read(path: Path) -> dict[str, Any]:

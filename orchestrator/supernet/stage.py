@@ -16,6 +16,7 @@ from torch import Tensor
 
 from orchestrator.log import get_logger
 from orchestrator.runs.paths import RunDir
+from orchestrator.runs.record import make_durable
 from orchestrator.supernet.model import Part, build_whole
 from orchestrator.supernet.page import WEIGHTS_FILE, Nets, Ranking, read_nets, write_ranking
 from orchestrator.supernet.rank import score
@@ -75,5 +76,7 @@ def _write_weights(run: RunDir, weights: Mapping[str, Tensor]) -> str:
     path = run.path / WEIGHTS_FILE
     fresh = path.with_suffix(".new")
     fresh.write_bytes(content)
+    make_durable(fresh)  # the ranking, by which it counts as trained, is so too, and comes after it
     os.replace(fresh, path)
+    make_durable(run.path)
     return hashlib.sha256(content).hexdigest()

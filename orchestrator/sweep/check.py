@@ -25,10 +25,12 @@ from orchestrator.spec.sweep import SweepParam
 from orchestrator.sweep.check_names import name_problems, texts
 from orchestrator.sweep.check_objectives import metric_advice, objective_problems
 from orchestrator.sweep.check_points import condition_problems, constraint_problems
+from orchestrator.sweep.check_population import population_problems
 from orchestrator.sweep.check_supernet import is_supernet, points_to_probe, supernet_problems
 from orchestrator.sweep.feasible import Feasible, Infeasible, Limits, judge_point
 from orchestrator.sweep.objectives import known_metrics
 from orchestrator.sweep.point import Point
+from orchestrator.sweep.population import breeds
 from orchestrator.sweep.space import Param, Space, build_param, sort_params
 from orchestrator.wording import join, nearest, shown
 
@@ -96,6 +98,7 @@ class _Checker:
         found += condition_problems(sound, self.sweep, self.space.params)
         if self.base.job is not None and not any(path.startswith("sweep.constraints") for path in bad):
             found += constraint_problems(self.data, self.sweep, sound, self.limits)
+        found += population_problems(self.sweep, self.base.job, self.base.plan, self.space)
         return found + self._objectives() + self._scheduler() + self._length() + self._supernet(found)
 
     def _param(self, param: Param) -> list[Problem]:
@@ -223,7 +226,7 @@ class _Checker:
                 _at(param, "", "grid cannot count a range of real numbers", "add `step`, or list the values")
                 for param in endless
             ]
-        if ends or (isinstance(name, str) and plugins.is_path(name)):
+        if ends or breeds(self.sweep) or (isinstance(name, str) and plugins.is_path(name)):
             return []
         return [Problem("sweep", f"{name} never ends by itself", "add `trials: 24`, or `time_s: 600`", "missing-key")]
 

@@ -92,9 +92,9 @@ def _objectives(job: JobSpec, plan: Plan, sweep: Mapping[str, Any]) -> Iterator[
 def _counts(sweep: Mapping[str, Any]) -> Iterator[Problem]:
     search, trials = sweep["search"], sweep.get("trials")
     control = search.get("control", 0)
-    if isinstance(control, int) and isinstance(trials, int) and control >= trials:
-        message = f"{control} nets are trained alone, which leaves none of {trials} trials to fine-tune"
-        yield Problem("sweep.search.control", message, f"set trials above {control}", "contradiction")
+    if isinstance(control, int) and isinstance(trials, int) and 2 * control > trials:
+        message = f"nets trained alone take turns with those fine-tuned: {trials} trials are too few for {control}"
+        yield Problem("sweep.search.control", message, f"set trials to at least {2 * control}", "contradiction")
 
 
 def points_to_probe(space: Space, numbers: Random) -> list[Point]:

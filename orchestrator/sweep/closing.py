@@ -80,12 +80,12 @@ class Closer:
         self.on_event(Event("trial", trial.name, {"what": what, "trial": trial}))
 
     def _tidy(self) -> None:
-        """Delete the checkpoints of ended trials that something dominates."""
+        """Delete the checkpoints of ended trials that something dominates and nobody is to begin from."""
         if self.sweep.keep == "all":
             return
-        front = set(front_of(self.ledger, self.source.objectives))
+        kept = set(front_of(self.ledger, self.source.objectives)) | self.source.needed()
         for trial in self.ledger.trials.values():
-            if trial.is_over and trial.number not in front and trial.state != "infeasible":
+            if trial.is_over and trial.number not in kept and trial.state != "infeasible":
                 for repeat in range(self.sweep.repeats):
                     drop_checkpoints(trial_folder(self.run, trial, repeat))
 

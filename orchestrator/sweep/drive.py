@@ -11,20 +11,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.cluster.events import Event
-from orchestrator.cluster.gangs import Room, room_of
 from orchestrator.cluster.pool import Pool
+from orchestrator.plan.plan import Resources
 from orchestrator.runs import control
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.sweep import SweepSection
 from orchestrator.supernet.page import supernet_seconds
 from orchestrator.sweep.after import Trained
-from orchestrator.sweep.budget import budget_spent
+from orchestrator.sweep.budget import budget_spent, seconds_spent
 from orchestrator.sweep.closing import Closer
+from orchestrator.sweep.generations import begin_from_parent
 from orchestrator.sweep.hear import Hearing
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.objectives import Objective
 from orchestrator.sweep.resume import trial_digest
+from orchestrator.sweep.schedule import what_is_there, what_it_takes
 from orchestrator.sweep.schedulers import Scheduler
 from orchestrator.sweep.settle import last_sign_s, settle
 from orchestrator.sweep.shared import Shared
@@ -62,14 +64,16 @@ class SweepLoop:
             self.pool, self.closer, self.under_way, self.scheduler, self.judged_by, self.job.cluster.max_failures,
             self._stop_asked, self.on_event,
         )  # fmt: skip
-        self._smallest: Room | None = None
+        self._smallest: Resources | None = None
         self._stopping = self._searching = False
         self._supernet_s = 0.0
 
     def execute(self) -> None:
         """Run to the end. Whatever is raised, no trial's process is left (the pool is closed by its owner)."""
         if hasattr(self.source.searcher, "prepare"):
-            workshop = self.source.workshop(self.run, self.job, self.pool, self.on_event, self.tick)
+            workshop = self.source.workshop(
+                self.run, self.job, self.pool, self.on_event, self.tick, self._seconds_spent
+            )  # fmt: skip
             self.source.searcher.prepare(workshop)
         self._supernet_s = supernet_seconds(self.run)
         for trial in list(self.ledger.trials.values()):
@@ -101,6 +105,9 @@ class SweepLoop:
             self._refuse(queue.popleft())
             return True
         return self._searching
+
+    def _seconds_spent(self) -> str:
+        return seconds_spent(self.sweep, self.ledger, self.elapsed_s, supernet_seconds(self.run))
 
     @property
     def elapsed_s(self) -> float:
@@ -171,35 +178,35 @@ class SweepLoop:
 
     def _refuse(self, work: TrialRun) -> None:
         """Nothing works, and yet there is no room: there never will be."""
-        room, total = room_of(work.feasible.plan.resources), self.pool.total
-        reason = f"needs {room.cpus:g} CPUs and {room.gpus:g} GPUs, the cluster has {total.cpus:g} and {total.gpus:g}"
+        reason = f"needs {what_it_takes(work.feasible.plan.resources)}; the cluster has {what_is_there(self.pool)}"
         self._smallest = None  # it may have been this one, and others may need less
         self.closer.finish(work.trial, "infeasible", reason)
         self.closer.shut_out(work.trial)
 
     def _start(self, work: TrialRun) -> bool:
         need = work.feasible.plan.resources
-        room, shared = room_of(need), self.under_way.shared
-        if self._smallest is None or room.cpus < self._smallest.cpus:
-            self._smallest = room
+        layout, shared = work.feasible.plan.layout, self.under_way.shared
+        if self._smallest is None or need.total_cpus < self._smallest.total_cpus:
+            self._smallest = need
         key = shared.key(work)
         training = shared.find(key)
-        if training is None and not self.pool.can_start(need):
+        if training is None and not self.pool.can_start(need, layout):
             return False
         if training is None and not shared.claim(key, work):
             return True
         trial, slot = work.trial, self.under_way.take_slot()
+        begin_from_parent(self.run, self.ledger, trial)
         job = trial_digest(trial_job(work.feasible.job, work.repeat))
         self.ledger.begin(trial, work.repeat, workers=need.num_workers, job=job)
         share = work.open(self.run)
-        trial.total_steps, trial.began = work.feasible.plan.batch.total_steps, time.monotonic()
+        trial.total_steps, trial.began = work.last_step, time.monotonic()
         if trial.stopped_at and newest_step(work.run) >= trial.stopped_step:
             # Decided by the scheduler before the driver was killed: nothing is left to train.
             control.request_stop(work.run, "ended by the scheduler")
             work.stop_reason = "scheduler"
         if training is None:
             self.under_way.working[slot] = work
-            self.pool.start(slot, share, need)
+            self.pool.start(slot, share, need, layout)
         self.closer.tell("begun", trial)
         if training is not None:
             shared.adopt(training, work)

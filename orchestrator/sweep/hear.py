@@ -61,6 +61,7 @@ class Hearing:
         """Close a trial whose training has ended, or queue it for what is still to be done with its model."""
         trial = work.trial
         trial.step = int(result["step"])
+        self._note_last(work, dict(result["metrics"]))
         stopped = result["status"] == "stopped"
         if stopped and work.stop_reason != "scheduler":
             self.close(work, "interrupted", "the sweep was asked to stop")
@@ -103,6 +104,12 @@ class Hearing:
         elif self.stopping():
             work.stop_reason = work.stop_reason or "interrupted"
         return bool(work.stop_reason)
+
+    def _note_last(self, work: TrialRun, metrics: dict[str, float]) -> None:
+        """Members of a population are compared by this evaluation, which a power cut may have taken from the ledger."""
+        trial, number = work.trial, work.evaluation_at(work.trial.step)
+        if trial.birth is not None and number > trial.evaluations:
+            self.closer.ledger.evaluate(trial, number, trial.step, metrics, stop=False)
 
     def _score(self, work: TrialRun, number: int, metrics: Mapping[str, float]) -> bool:
         if self.judged_by is None:

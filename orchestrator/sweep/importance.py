@@ -20,7 +20,7 @@ FEWEST = 8
 
 def importance(trials: Sequence[Trial], space: Space, objectives: Sequence[Objective]) -> dict[str, dict[str, Any]]:
     """Return by objective `{"r2": ..., "shares": {path: share}}`; {} with fewer than 8 results or 2 parameters."""
-    done = [trial for trial in trials if trial.state in ("finished", "stopped")]
+    done = [trial for trial in trials if trial.state in ("finished", "stopped") and not _is_child(trial)]
     if len(done) < FEWEST or len(space.params) < 2:
         return {}
     from sklearn.ensemble import RandomForestRegressor
@@ -36,6 +36,11 @@ def importance(trials: Sequence[Trial], space: Space, objectives: Sequence[Objec
         shares = {param.path: float(s) for param, s in zip(space.params, forest.feature_importances_, strict=True)}
         found[objective.name] = {"r2": float(forest.oob_score_), "shares": shares}
     return found
+
+
+def _is_child(trial: Trial) -> bool:
+    """A trial that began from another's checkpoint owes its values to that one's parameters, too."""
+    return trial.birth is not None and trial.birth.parent is not None
 
 
 def _coordinate(param: Param, trial: Trial) -> float:

@@ -10,13 +10,18 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.fork import Fork
 from orchestrator.errors import CheckpointError
 from orchestrator.runs.record import now_iso
+from orchestrator.sweep.birth import Birth
 from orchestrator.sweep.point import Point, point_hash
 from orchestrator.sweep.trial import Trial
+from orchestrator.sweep.within import as_found, as_kept
 
 
 class Ledger:
@@ -31,7 +36,7 @@ class Ledger:
 
         Raises CheckpointError when a line before the last cannot be read, or a point is not what its hash says.
         """
-        self.path = path
+        self.path, self._folder = path, path.absolute().parent.parent
         self.trials: dict[int, Trial] = {}
         self.by_digest: dict[str, Trial] = {}
         self.history: list[tuple[int, int, Mapping[str, float]]] = []
@@ -56,15 +61,23 @@ class Ledger:
         asked: int,
         settings: Mapping[str, Any] | None = None,
         predicted: Mapping[str, float] | None = None,
+        ranked_by: str = "",
+        birth: Birth | None = None,
     ) -> Trial:
         """Add a point as the next trial; `asked` is how often the searcher was asked by now."""
         number = max(self.trials, default=-1) + 1
+        born = {"birth": asdict(birth)} if birth is not None else {}
         self._append(
             {"event": "proposed", "trial": number, "point": dict(point), "hash": point_hash(point), "origin": origin,
-             "asked": asked, **({"settings": dict(settings)} if settings else {}),
-             **({"predicted": dict(predicted)} if predicted else {})}
+             "asked": asked, **({"settings": as_kept(self._folder, settings)} if settings else {}),
+             **({"predicted": dict(predicted)} if predicted else {}), **({"ranked_by": ranked_by} if ranked_by else {}),
+             **born}
         )  # fmt: skip
         return self.trials[number]
+
+    def fork(self, trial: Trial, fork: Fork) -> None:
+        """Note which checkpoint of its parent a trial begins from: it is in the trial's folder by now."""
+        self._append({"event": "forked", "trial": trial.number, **asdict(fork)})
 
     def begin(self, trial: Trial, repeat: int, *, workers: int, job: str) -> None:
         """Note that a repeat of a trial is about to be trained (again); `job` is its job's digest."""
@@ -111,14 +124,16 @@ class Ledger:
 
     def _append(self, record: dict[str, Any], *, durable: bool = True) -> None:
         line = json.dumps({"at": now_iso(), **record}, separators=(",", ":"), allow_nan=True).encode() + b"\n"
-        written = os.write(self._fd, line)
-        if written < len(line):  # what comes after would be joined to a torn line
-            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
-            raise CheckpointError(
-                f"{self.path} could not be written: the disk is full", hint="make room, then --resume"
-            )
-        if durable:
-            os.fsync(self._fd)
+        try:
+            written = os.write(self._fd, line)
+            if written < len(line):  # what comes after would be joined to a torn line
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
+            if durable:
+                os.fsync(self._fd)
+        except OSError as error:
+            hint = "make room, or mend the disk, then --resume"
+            raise CheckpointError(f"{self.path} could not be written: {error.strerror or error}", hint=hint) from error
         self._fold(record)
 
     def _fold_file(self) -> None:
@@ -160,8 +175,12 @@ class Ledger:
         point = dict(record["point"])
         if point_hash(point) != record["hash"]:
             raise ValueError(f"the point of trial {record['trial']} is not what its hash {record['hash']} says")
-        settings, predicted = dict(record.get("settings", {})), dict(record.get("predicted", {}))
-        trial = Trial(int(record["trial"]), point, record["hash"], record["origin"], settings, predicted)
+        birth = Birth(**record["birth"]) if "birth" in record else None
+        predicted, settings = dict(record.get("predicted", {})), as_found(self._folder, record.get("settings", {}))
+        ranked_by = str(record.get("ranked_by", ""))
+        trial = Trial(
+            int(record["trial"]), point, record["hash"], record["origin"], settings, predicted, ranked_by, birth=birth
+        )  # fmt: skip
         self.trials[trial.number] = trial
         self.by_digest[trial.digest] = trial
         self.asked = max(self.asked, int(record["asked"]))

@@ -1,4 +1,5 @@
-"""May a sweep go on with this job? Its trials must be comparable; space, budgets, searcher and scheduler may change.
+"""May a sweep go on with this job? Its trials must be comparable; space, budgets, searcher and scheduler may change (a
+population's budgets only).
 
 Asked twice: of the job file (`require_same_job`), and of every trial's own job (`require_same_trials`), which other
 code may make another of, by other defaults, though the file and the point are the same.
@@ -11,6 +12,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from orchestrator.errors import JobFileError, Problem
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.digest import deciding_parts, differing_keys
@@ -19,6 +22,7 @@ from orchestrator.spec.problems import find_problems
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.objectives import objectives_of
 from orchestrator.sweep.point import NoSuchPlaceError, apply_point
+from orchestrator.sweep.population import breeds
 from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.trial_run import trial_job
 
@@ -30,10 +34,12 @@ def _always_given(job: JobSpec) -> set[str]:
 
 
 def require_same_job(run: RunDir, job: JobSpec) -> None:
-    """Refuse to go on with another job: its trials could not be compared with those there are. Raises JobFileError."""
-    try:
-        before = JobSpec.model_validate_json(run.job.read_bytes())
-    except OSError:
+    """Refuse to go on with another job: its trials could not be compared with those there are. Raises JobFileError.
+
+    Also when the job that they had cannot be read: whether it is the same is not known then.
+    """
+    before = _job_before(run)
+    if before is None:
         return
     varies = _always_given(before)
     problems = [
@@ -42,6 +48,7 @@ def require_same_job(run: RunDir, job: JobSpec) -> None:
         if not any(f"{key}.".startswith(f"{path}.") or f"{path}.".startswith(f"{key}.") for path in varies)
     ]
     problems += _compress_problems(before, job, varies)
+    problems += _population_problems(before, job)
     old, new = objectives_of(before), objectives_of(job)
     if old != new:
         said = [", ".join(f"{each.name} {each.direction}" for each in some) for some in (old, new)]
@@ -51,9 +58,53 @@ def require_same_job(run: RunDir, job: JobSpec) -> None:
     if problems:
         raise JobFileError(
             f"{run.run_id} cannot go on with another job: its trials could not be compared; nothing was changed",
-            hint="only the space, budgets, searcher, scheduler and start points may change",
+            hint=f"only {_may_change(before, job)} may change",
             problems=problems,
         )
+
+
+def _job_before(run: RunDir) -> JobSpec | None:
+    """Return the job that the sweep began with; None: it never came to write it down."""
+    try:
+        return JobSpec.model_validate_json(run.job.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise JobFileError(
+            f"{run.job} cannot be read: {_first_line(error)}; whether the job is the one of the sweep's trials is not "
+            "known, and nothing was changed",
+            hint="a torn file: restore it from a copy; one of another version: go on with the version that wrote it; "
+            "else start a new sweep",
+        ) from error
+
+
+def _first_line(error: OSError | ValidationError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else str(first["msg"])
+
+
+def _population_problems(before: JobSpec, job: JobSpec) -> Iterator[Problem]:
+    """Yield a problem for what decides a population: its later generations begin from the earlier ones' checkpoints."""
+    old, new = before.sweep, job.sweep
+    if old is None or new is None or not _is_population(before, job):
+        return
+    for key in ("search", "space", "constraints", "seed"):
+        if getattr(old, key) != getattr(new, key):
+            message = "was another when the sweep began, and members of a population begin from one another"
+            yield Problem(f"sweep.{key}", message, f"set sweep.{key} back, or start anew", "resume")
+
+
+def _is_population(*jobs: JobSpec) -> bool:
+    return any(each.sweep is not None and breeds(each.sweep.model_dump(mode="json")) for each in jobs)
+
+
+def _may_change(before: JobSpec, job: JobSpec) -> str:
+    if _is_population(before, job):
+        return "budgets, start points, `export` and `keep`"
+    return "the space, budgets, searcher, scheduler and start points"
 
 
 def _compress_problems(before: JobSpec, job: JobSpec, varies: set[str]) -> Iterator[Problem]:

@@ -19,6 +19,7 @@ from orchestrator.cluster.session import RaySession
 from orchestrator.cluster.tracked import as_record
 from orchestrator.errors import JobFileError, OrchestratorError
 from orchestrator.plan.available import Available
+from orchestrator.plan.plan import Resources
 from orchestrator.runs import control
 from orchestrator.runs.catalog import create_run, find_run
 from orchestrator.runs.heartbeat import kill_rank, read_heartbeats
@@ -32,6 +33,7 @@ from orchestrator.sweep.check import build_space
 from orchestrator.sweep.drive import SweepLoop
 from orchestrator.sweep.export import export_trials
 from orchestrator.sweep.feasible import Limits
+from orchestrator.sweep.generations import build_source
 from orchestrator.sweep.layouts import layout_rows
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.report import Report, best_values, model_version
@@ -41,7 +43,6 @@ from orchestrator.sweep.schedule import sample_needs, schedule_line, warm_start
 from orchestrator.sweep.schedulers import build_scheduler, replay
 from orchestrator.sweep.settle import settle
 from orchestrator.sweep.shared import kept_in
-from orchestrator.sweep.source import Source
 from orchestrator.sweep.summary import Summary, verdict
 from orchestrator.sweep.told import SweepTracking
 from orchestrator.tracking.links import sweep_links
@@ -138,14 +139,14 @@ class _Driver:
         needs = sample_needs(self.data, space, limits)
         if needs:
             self.pool.warm(*warm_start(needs, self.sweep, self.pool))
-        source = Source(self.data, self.job, space, self.ledger, limits)
+        source = build_source(self.data, self.job, space, self.ledger, limits)
         scheduler, judged_by = build_scheduler(self.sweep, source.objectives)
         replay(scheduler, judged_by, self.ledger.history)
         self.loop = SweepLoop(
             self.run, self.job, self.sweep, self.ledger, source, self.pool, scheduler, judged_by, self.on_event,
             self.tick, self.ledger.spent_s,
         )  # fmt: skip
-        self.on_event(Event("schedule", schedule_line(self.sweep, needs, space.size(), self.pool)))
+        self.on_event(Event("schedule", schedule_line(self.sweep, needs, source.size, self.pool)))
         state = tracking.wait_ready()
         if state.run_id:
             update_record(self.run, mlflow=as_record(state))
@@ -170,7 +171,9 @@ class _Driver:
     def _limits(self, pool: Pool) -> Limits:
         address, cluster = self.job.cluster.address, self.job.cluster
         here = Available.local() if address is None else Available.unknown()
-        most = None if address is None else max(1, int(pool.total.cpus // cluster.cpus_per_worker))
+        gpus = 0.0 if cluster.gpus_per_worker == "auto" else cluster.gpus_per_worker
+        one = Resources(1, cluster.cpus_per_worker, gpus, "gloo", "cpu")
+        most = None if address is None else max(1, sum(node.holds(one) for node in pool.nodes))
         return Limits(here, most)
 
     def search(self) -> None:

@@ -43,11 +43,13 @@ class About:
 
     `settings` are further values of the trial's job, by path: they do not vary, so they are no part of the point.
     `predicted`: metrics that the searcher expects of the trial; what comes is compared with them at the end.
+    `ranked_by` names the supernet that they come from: a sweep may have several, and figures of two are never pooled.
     """
 
     origin: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
+    ranked_by: str = ""
 
 
 class Searcher(Protocol):

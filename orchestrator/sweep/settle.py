@@ -1,6 +1,7 @@
-"""Gives trials that nobody drives any more their true end, in ledger, record and tracking store. Called at every end.
+"""Gives what nobody drives any more its true end, in ledger, record and tracking store. Called at every end.
 
-They are left open by a driver that was killed, when the next one was stopped before it began them again.
+Trials and supernets are left open by a driver that was killed, when the next one was stopped before it began them
+again.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from orchestrator.errors import NotAbleError
 from orchestrator.runs.heartbeat import read_heartbeats
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import read_record
+from orchestrator.supernet.page import supernet_folders
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.trial_run import end_folder, trial_folder
 
 
 def settle(run: RunDir, ledger: Ledger, reason: str) -> None:
-    """End every trial that still counts as running; nothing of this sweep may be under way."""
+    """End every trial and supernet that still counts as running; nothing of this sweep may be under way."""
     for trial in ledger.trials.values():
         if trial.state == "running":
             ledger.end(trial, "interrupted", reason=reason)
@@ -26,6 +28,9 @@ def settle(run: RunDir, ledger: Ledger, reason: str) -> None:
                 why = trial.reason if state == trial.state else reason
                 note = f"{state}: {why}" if why else state
                 end_folder(folder, state, note, tags={"trial.state": state})
+    for folder in supernet_folders(run):
+        if folder.spool.is_dir() and _is_open(folder):
+            end_folder(folder, "interrupted", f"interrupted: {reason}")
 
 
 def last_sign_s(run: RunDir) -> float:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.fork import link_file
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import write_json
 from orchestrator.spec.job import JobSpec
@@ -103,12 +104,5 @@ def training_hash(job: JobSpec) -> str:
 
 
 def _link(source: RunDir, target: RunDir) -> None:
-    shutil.copytree(source.checkpoints, target.checkpoints, copy_function=_link_file)
+    shutil.copytree(source.checkpoints, target.checkpoints, copy_function=link_file)
     shutil.copyfile(source.result, target.result)
-
-
-def _link_file(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # the file system has no hard links
-        shutil.copy2(source, target)

@@ -13,6 +13,7 @@ from orchestrator.cluster.pool import Pool
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.sweep import SweepSection
+from orchestrator.sweep.birth import Birth
 from orchestrator.sweep.feasible import Feasible, Infeasible, Limits, judge_point
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.objectives import Objective, objectives_of
@@ -49,6 +50,15 @@ class Source:
             if trial.is_over:
                 self.searcher.tell(trial.point, outcome_of(trial))
 
+    @property
+    def size(self) -> int | None:
+        """Trials that there can be; None: no end to them."""
+        return self._space.size()
+
+    def needed(self) -> set[int]:
+        """Return the ended trials whose checkpoints are still needed."""
+        return set()
+
     def judge(self, trial: Trial) -> Feasible | None:
         """Return the job and plan of a trial; one that is infeasible is closed as such."""
         judged = self.judge_point(trial.values_by_path)
@@ -69,10 +79,11 @@ class Source:
         pool: Pool,
         on_event: Callable[[Event], None],
         tick: Callable[[], None],
+        spent: Callable[[], str] = lambda: "",
     ) -> Workshop:
         """Return what the searcher may use before its first point."""
         starts = [complete(given, self._space) for given in self._sweep.start]
-        return Workshop(run, job, pool, self._limits.available, self.judge_point, starts, on_event, tick)
+        return Workshop(run, job, pool, self._limits.available, self.judge_point, starts, on_event, tick, spent)
 
     def next(self) -> tuple[Trial, Feasible] | None:
         """Return a new feasible trial; None when there are no more, or when `is_searching`."""
@@ -111,6 +122,8 @@ class Source:
             asked=self._asked,
             settings=about.settings,
             predicted=about.predicted,
+            ranked_by=about.ranked_by,
+            birth=self._birth(),
         )
         feasible = self.judge(trial)
         return None if feasible is None else (trial, feasible)
@@ -127,6 +140,9 @@ class Source:
         self._asked += 1
         point = self.searcher.ask()
         return None if point is None else (point, "search")
+
+    def _birth(self) -> Birth | None:
+        return None
 
     def _start_points(self) -> Iterator[Point]:
         for given in self._sweep.start:

@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator.spec.job import JobSpec
 from orchestrator.sweep.correlation import STAND_ALONE, Correlation, as_rows, correlations
 from orchestrator.sweep.layouts import LayoutRow, rows_as_data
+from orchestrator.sweep.lineage import birth_data, lineage_data, lineage_rows
 from orchestrator.sweep.objectives import Objective
 from orchestrator.sweep.point import plain_copy, point_name, short_keys, short_value
 from orchestrator.sweep.trial import Trial
@@ -128,6 +129,7 @@ def note_rows(summary: Summary) -> list[tuple[str, str]]:
                 f"{values}{test}: {point_name(trial.point)}",
             )
         )
+    rows.extend(lineage_rows(summary.best, summary.trials, summary.objectives))
     rows.extend((f"layout {row.trial}", row.describe()) for row in summary.layouts[:MOST_ROWS])
     return rows
 
@@ -159,6 +161,7 @@ def as_data(summary: Summary) -> dict[str, Any]:
         "ended": summary.why,
         "rank_correlation": as_rows(summary.correlations),
         "layouts": rows_as_data(summary.layouts),
+        "lineage": lineage_data(best, summary.trials, summary.objectives),
         "trials": [_trial_data(trial, summary) for _, trial in sorted(summary.trials.items())],
     }
 
@@ -180,32 +183,39 @@ def _trial_data(trial: Trial, summary: Summary) -> dict[str, Any]:
         "origin": trial.origin,
         "settings": plain_copy(trial.settings),
         "predicted": dict(trial.predicted),
+        "ranked_by": trial.ranked_by,
         "trained_by": {str(index): name for index, name in trial.trained_by.items()},
+        "birth": birth_data(trial, summary.trials),
         "hash": trial.digest,
     }
 
 
 def as_csv(summary: Summary) -> str:
-    """Return one row per trial: name, state, what varies, objectives, steps, seconds, reason."""
+    """Return one row per trial: name, state, what varies, objectives, steps, seconds, reason; of a population's also
+    whose checkpoint it began from."""
     paths = list(dict.fromkeys(path for trial in summary.trials.values() for path in trial.point))
     shorts = short_keys(paths)
     names = [each.name for each in summary.objectives]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    bred = ["generation", "parent"] if any(trial.birth is not None for trial in summary.trials.values()) else []
     known = [name for name in names if any(name in trial.predicted for trial in summary.trials.values())]
     heads = [*(shorts[path] for path in paths), *names, *(f"predicted {name}" for name in known)]
-    writer.writerow(["trial", "state", "front", "origin", *heads, "step", "seconds", "reason"])
+    writer.writerow(["trial", "state", "front", "origin", *bred, *heads, "step", "seconds", "reason"])
     for _, trial in sorted(summary.trials.items()):
         cells = [short_value(trial.point[path]) if path in trial.point else "" for path in paths]
         values = [trial.values.get(name, "") for name in names]
         expected = [trial.predicted.get(name, "") for name in known]
         front = "yes" if trial.number in summary.front else ""
+        birth = birth_data(trial, summary.trials) or {}
+        whose = [birth.get(key, "") for key in bred]
         writer.writerow(
             [
                 trial.name,
                 trial.state,
                 front,
                 trial.origin,
+                *whose,
                 *cells,
                 *values,
                 *expected,

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from orchestrator import plugins
+from orchestrator.cluster.events import Event
 from orchestrator.plan.build import build_plan
 from orchestrator.plan.cut import widest_of
 from orchestrator.spec.base import Use
@@ -24,7 +25,7 @@ from orchestrator.supernet.page import Nets, Ranking
 from orchestrator.sweep.correlation import CONTROL
 from orchestrator.sweep.feasible import Feasible
 from orchestrator.sweep.objectives import Objective
-from orchestrator.sweep.order import best_first, evenly
+from orchestrator.sweep.order import best_first, evenly, spread
 from orchestrator.sweep.point import Point, plain_copy, point_hash
 from orchestrator.sweep.search import About, Outcome, SearchTask
 from orchestrator.sweep.space import Space
@@ -38,7 +39,6 @@ class Supernet:
     """Trains one wide net whose parts share its weights, ranks the parts without training, fine-tunes the best."""
 
     finite = True
-    exhausted = "every net that was ranked was fine-tuned"
 
     @dataclass(frozen=True)
     class Config:
@@ -75,6 +75,8 @@ class Supernet:
         self.config, self._task = config, task
         self._whole: Use | None = None
         self._ranking: Ranking | None = None
+        self._name = ""
+        self.exhausted = "every net that was ranked was fine-tuned"
         self._scores: dict[str, Mapping[str, float]] = {}
         self._points: Iterator[Point] = iter(())
 
@@ -82,16 +84,22 @@ class Supernet:
         """Train the wide net and have its parts ranked, in the sweep's own processes; see `supernet_run`."""
         from orchestrator.sweep.supernet_run import train_supernet
 
-        found = _smallest_first(population(self._task, self.config.population, workshop))
+        found, why = population(self._task, self.config.population, workshop)
         if not found:
+            self.exhausted = f"no net of the space is feasible, so none was trained (the first one: {why})"
+            workshop.on_event(Event("supernet", self.exhausted))
             return
+        found = _smallest_first(found)
         models = [net.job.model for _, net in found]
         self._whole = whole_of(models)
         job = supernet_job(workshop.job, self._whole, self.config)
         wide = Feasible(job, build_plan(job, workshop.available))
         nets = Nets(tuple(model.model_dump(mode="json") for model in models), self.config.random, self.config.distill)
-        self._ranking = train_supernet(workshop, f"supernet-{_digest(job, nets)}", wide, nets)
-        if self._ranking is not None:
+        self._name = f"supernet-{_digest(job, nets)}"
+        self._ranking = train_supernet(workshop, self._name, wide, nets)
+        if self._ranking is None:
+            self.exhausted = "the supernet was not trained to its end, so no net is ranked"
+        else:
             self._adopt([point for point, _ in found], [net for _, net in found], self._ranking)
 
     def ask(self) -> Point | None:
@@ -103,12 +111,14 @@ class Supernet:
         net = {path: value for path, value in point.items() if path != ALONE}
         predicted = self._scores.get(point_hash(net), {})
         if ALONE in point:
-            return About(CONTROL, {}, predicted)
+            return About(CONTROL, {}, predicted, self._name if predicted else "")
         if self._ranking is None or self._whole is None or not predicted:
             return About()
         init = {"file": self._ranking.file, "sha256": self._ranking.sha256, "cut_from": _short(self._whole)}
         settings: dict[str, Any] = {ALONE: init, "train.epochs": self.config.finetune}
-        return About("", settings | ({"optim.lr": self.config.lr} if self.config.lr is not None else {}), predicted)
+        return About(
+            "", settings | ({"optim.lr": self.config.lr} if self.config.lr is not None else {}), predicted, self._name
+        )
 
     def tell(self, point: Point, outcome: Outcome) -> None:
         """Learn nothing: the ranking stands."""
@@ -123,9 +133,13 @@ class Supernet:
         self._points = _in_turns(best, iter([{**points[at], ALONE: None} for at in alone]))
 
 
-def population(task: SearchTask, most: int, workshop: Any) -> list[tuple[Point, Feasible]]:
-    """Return the feasible points to rank: all of the space, or `most` drawn ones, and the user's start points."""
+def population(task: SearchTask, most: int, workshop: Any) -> tuple[list[tuple[Point, Feasible]], str]:
+    """Return the feasible points to rank: all of the space, or `most` drawn ones, and the user's start points.
+
+    Beside them why the first infeasible one is that, "" when none is.
+    """
     found: dict[str, tuple[Point, Feasible]] = {}
+    why = ""
     for point in [*workshop.starts, *_candidates(task.space, most, task.seed)]:
         if len(found) >= most + len(workshop.starts):
             break
@@ -135,7 +149,9 @@ def population(task: SearchTask, most: int, workshop: Any) -> list[tuple[Point, 
         judged = workshop.judge(point)
         if isinstance(judged, Feasible):
             found[digest] = point, judged
-    return list(found.values())
+        else:
+            why = why or judged.reason
+    return list(found.values()), why
 
 
 def _candidates(space: Space, most: int, seed: int) -> Iterator[Point]:
@@ -195,11 +211,13 @@ def derived(net: Feasible) -> dict[str, float]:
 def control_places(values: list[dict[str, float]], known: list[Objective], wanted: int) -> list[int]:
     """Return the places of nets to train alone: evenly from the best to the worst by the first measured objective.
 
-    The best alone would not say whether the ranking can tell good from bad.
+    The best alone would not say whether the ranking can tell good from bad. Both ends come first, then what lies
+    between, so that those of a sweep that ends early span the ranking, too.
     """
     first = next(each for each in known if each.name.startswith("val/"))
     order = sorted(range(len(values)), key=lambda at: (-first.score(values[at][first.name]), at))
-    return [order[at] for at in evenly(len(order), wanted)]
+    places = evenly(len(order), wanted)
+    return [order[places[at]] for at in spread(len(places))]
 
 
 def _in_turns(one: Iterator[Point], other: Iterator[Point]) -> Iterator[Point]:

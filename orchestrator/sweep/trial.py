@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.checkpoint.fork import Fork
+from orchestrator.sweep.birth import Birth
 from orchestrator.sweep.point import Point
 
 ENDED = ("finished", "stopped", "infeasible", "oom", "diverged", "failed")
@@ -19,8 +21,9 @@ class Trial:
     `trained_by` says for repeats that were not trained whose training they took, `attempts` how often each repeat was
     begun, `digests` what its job was (`spec.digest`). `evaluations` is the number of the newest evaluation, counted
     over repeats; `stopped_at` the one at which the scheduler ended the trial (0: none). `curve` holds (step, metrics)
-    of each. `settings` are values of its job beside the point's, `predicted` what the searcher expected. `seconds` is
-    the sum over attempts that are over; `under_way` the repeat and time of one that is not.
+    of each. `settings` are values of its job beside the point's, `predicted` what the searcher expected,
+    `ranked_by` from which supernet it did. `seconds` is the sum over attempts that are over; `under_way` the repeat and
+    time of one that is not. A member of a population has a `birth`, and a `fork` once it has its parent's checkpoint.
     """
 
     number: int
@@ -29,6 +32,7 @@ class Trial:
     origin: str = "search"
     settings: Mapping[str, Any] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
+    ranked_by: str = ""
     state: str = "waiting"
     reason: str = ""
     values: dict[str, float] = field(default_factory=dict)
@@ -47,6 +51,8 @@ class Trial:
     curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     began: float = 0.0
     model: dict[str, float] = field(default_factory=dict)
+    birth: Birth | None = None
+    fork: Fork | None = None
 
     @property
     def is_over(self) -> bool:
@@ -72,6 +78,8 @@ class Trial:
                 self._evaluate(record)
             case "left":
                 self.seconds, self.under_way = self.seconds + float(record["seconds"]), None
+            case "forked":
+                self.fork = Fork(str(record["checkpoint"]), str(record["sha256"]))
             case "repeat":
                 self.repeats[int(record["index"])] = dict(record["values"])
             case "reused":

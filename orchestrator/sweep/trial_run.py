@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from orchestrator.checkpoint.disk import MANIFEST
 from orchestrator.checkpoint.manifest import parse_folder_name
@@ -34,6 +34,7 @@ from orchestrator.runs.spool import SpoolWriter
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.yaml_write import write
 from orchestrator.sweep.feasible import Feasible
+from orchestrator.sweep.lineage import lineage_comment, lineage_tags
 from orchestrator.sweep.point import plain_copy, point_name, short_value
 from orchestrator.sweep.trial import Trial
 from orchestrator.tracking.request import TrackingRequest, write_request
@@ -69,6 +70,8 @@ class TrialRun:
     watchdog: Watchdog = field(default_factory=Watchdog)
     began: float = 0.0
     stop_reason: str = ""
+    durable_record: ClassVar[bool] = False
+    """The ledger is what a resume goes by, so the record of a trial need not outlive a power cut."""
 
     @property
     def title(self) -> str:
@@ -94,7 +97,15 @@ class TrialRun:
         if self.spool is None:
             self._track(sweep, job, resume=attempt > 1)
         self.began, self.stop_reason, self.watchdog = time.monotonic(), "", Watchdog()
-        return Share(str(self.run.path), attempt=attempt, token=self.lease.token, resume=attempt > 1)
+        birth, fork = self.trial.birth, self.trial.fork
+        until = self.last_step if birth is not None else None
+        resume = attempt > 1 or fork is not None
+        return Share(str(self.run.path), attempt=attempt, token=self.lease.token, resume=resume, until=until, fork=fork)
+
+    @property
+    def last_step(self) -> int:
+        """The step at which this trial's training ends."""
+        return self.trial.birth.until if self.trial.birth is not None else self.feasible.plan.batch.total_steps
 
     def _last_record(self, name: str) -> RunRecord:
         try:
@@ -103,17 +114,18 @@ class TrialRun:
             return RunRecord(run_id=self.run.run_id, name=name, created=now_iso(), kind="trial")
 
     def _write_record(self, record: RunRecord) -> None:
-        """The ledger is what a resume goes by, so the record of a trial need not outlive a power cut."""
         pid = os.getpid()
         started, host = process_started(pid), socket.gethostname()
         now = replace(record, state="running", verdict="", ended="")
-        write_json(self.run.record, asdict(replace(now, pid=pid, pid_started=started, host=host)), durable=False)
+        write_json(
+            self.run.record, asdict(replace(now, pid=pid, pid_started=started, host=host)), durable=self.durable_record
+        )
 
     def _write_job(self, job: JobSpec) -> None:
         """Write the job as workers read it, and as a person would run it alone: without what the plan chose here."""
         alone = job.model_copy(update={"sweep": None})
         write_json(self.run.job, resolved_job(alone, self.feasible.plan).model_dump(mode="json"), durable=False)
-        said = f"# {self.title}\n# orchestrator run {self.run.path}/job.yaml\n"
+        said = f"# {self.title}\n{lineage_comment(self.trial)}# orchestrator run {self.run.path}/job.yaml\n"
         (self.run.path / "job.yaml").write_text(said + write(_without_defaults(alone)), encoding="utf-8")
 
     def _track(self, sweep: RunDir, job: JobSpec, *, resume: bool) -> None:
@@ -199,6 +211,7 @@ def write_trial_request(
         "trial.origin": trial.origin,
         "trial.hash": trial.digest,
     }
+    tags |= lineage_tags(trial)
     return write_request(
         run,
         uri=track.uri or default_uri(sweep),

@@ -20,7 +20,8 @@ class Workshop:
     """The sweep's folder, job and warm processes. Nothing else runs in the pool meanwhile.
 
     `available` is what plans count on, `judge` says whether a point can be trained, `starts` are the user's own points.
-    `tick` is to be called ten times a second: it keeps the sweep's lease.
+    `tick` is to be called ten times a second: it keeps the sweep's lease. `spent` says which budget of time or money is
+    used up, in words, "" when none is: then save and return soon, too.
     """
 
     run: RunDir
@@ -31,6 +32,7 @@ class Workshop:
     starts: Sequence[Point]
     on_event: Callable[[Event], None]
     tick: Callable[[], None]
+    spent: Callable[[], str] = lambda: ""
 
     @property
     def stopping(self) -> bool:

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 EXAMPLE_ROWS = 2
-SERVED: Mapping[str, tuple[str, ...]] = {"openvino": ("openvino", "numpy")}
+SERVED: Mapping[str, tuple[str, ...]] = {
+    "openvino": ("openvino", "numpy"),
+    "program": ("torch", "numpy"),
+    "aoti": ("torch", "numpy"),
+    "executorch": ("executorch", "torch", "numpy"),
+}
 """Formats that `served/FORMAT.py` serves, and the distributions that it takes, in the versions of the page."""
 _PACKERS: Mapping[str, Callable[..., Path]] = {"onnx": pack_onnx, "pack": pack_onnx}
 
@@ -68,7 +73,7 @@ def _pack_served(
         model_config={"sha256": digests, "dtype": page.inputs["dtype"]},
         signature=signature_of(page),
         input_example=_example(folder),
-        pip_requirements=[f"{name}=={page.versions[name]}" for name in SERVED[page.format]],
+        pip_requirements=[f"{name}=={page.versions[name].split('+')[0]}" for name in SERVED[page.format]],
         metadata={"scheme": page.scheme, "format": page.format},
         mlflow_model=Model(artifact_path=place or None, run_id=run_id or None, model_id=model_id or None),
     )

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from orchestrator.checkpoint.fork import Fork
 from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.data.dataset import Dataset
 from orchestrator.log import setup_file_logging
@@ -25,7 +26,8 @@ from orchestrator.runs.record import read_record, write_json
 from orchestrator.runs.spool import SpoolWriter
 from orchestrator.runs.system import SystemSampler
 from orchestrator.spec.job import JobSpec
-from orchestrator.train.engine import Engine, build_engine, construct_model, load_dataset
+from orchestrator.train.build import construct_model
+from orchestrator.train.engine import Engine, build_engine, load_dataset
 from orchestrator.train.lineage import record_dataset
 from orchestrator.train.loop import fit
 from orchestrator.train.ports import FitResult, NullRecorder, Ports, StepReport
@@ -62,6 +64,8 @@ def run_rank(
     attempt: int,
     token: int,
     resume: bool,
+    until: int | None = None,
+    fork: Fork | None = None,
     report: Callable[[StepReport], None] = lambda report: None,
     wait_for_go: bool = False,
     judge: Callable[[int, Mapping[str, float]], bool] | None = None,
@@ -72,7 +76,8 @@ def run_rank(
 
     Joins the process group that a launcher has made, or makes it from the environment. With `wait_for_go` the first
     step waits until the driver allows it. `judge` is told every evaluation and may end the run, `load` gives the data
-    set (docs of `train.ports` and `train.engine`). Raises what training raises.
+    set (docs of `train.ports` and `train.engine`). `until` ends the training before the plan's last step, `fork` is the
+    other training's checkpoint that a resumed one may begin from. Raises what training raises.
     """
     job = JobSpec.model_validate_json(run.job.read_bytes())
     setup_file_logging(run.logs / f"rank-{rank}.log", rank=rank)
@@ -88,7 +93,7 @@ def run_rank(
         if spool is not None:
             record_dataset(spool, run, engine.data)
         store = _open_store(run, job, me, attempt, token)
-        saver = CheckpointSaver(run.checkpoints, job, store, mlflow_run_id=_mlflow_run_id(run))
+        saver = CheckpointSaver(run.checkpoints, job, store, mlflow_run_id=_mlflow_run_id(run), fork=fork)
         if wait_for_go:
             wait_until_allowed(run, job.cluster.start_timeout_s)
         beat = _Beat(heartbeat)
@@ -99,6 +104,7 @@ def run_rank(
             attempt=attempt,
             token=token,
             resume=resume,
+            until=until,
             recorder=recorder,
             report=report,
             should_stop=StopPoller(run),

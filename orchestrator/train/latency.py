@@ -9,7 +9,7 @@ import torch
 
 from orchestrator.data.dataset import Dataset
 from orchestrator.spec.job import JobSpec
-from orchestrator.train.engine import build_plain_model
+from orchestrator.train.build import build_plain_model
 
 _WARM_UP, _TIMED, _MOST_S = 5, 40, 5.0
 

@@ -56,7 +56,7 @@ class NullSaver:
 def fit(
     engine: Engine, ports: Ports, saver: Saver | None = None, stepper: Callable[[Engine], Stepper] = Stepper
 ) -> FitResult:
-    """Train to the plan's last step, or until asked to stop or out of patience. Collective: every rank calls it.
+    """Train to the plan's last step (or `ports.until`), or until asked to stop or out of patience. Every rank calls it.
 
     `stepper` says what a step is, where it is more than one pass over the batch.
     Raises TrainError when loss or gradients stay non-finite, and whatever a callback raises.
@@ -72,6 +72,7 @@ class Trainer:
     ) -> None:
         self.engine, self.ports, self.saver = engine, ports, saver
         self.job, self.batch = engine.job, engine.plan.batch
+        self.last_step = min(self.batch.total_steps, ports.until or self.batch.total_steps)
         self.stepper = stepper(engine)
         self.callbacks = Callbacks(engine.job)
         self.moment = Moment(engine.job, engine.plan, engine.rank.rank, engine.model.module, engine.optimizer)
@@ -93,7 +94,7 @@ class Trainer:
         self.callbacks.start(self.moment, self.progress.step)
         self._start_profile()
         self.started_s, status = time.perf_counter() - self.progress.train_s, "finished"
-        while self.progress.step < self.batch.total_steps:
+        while self.progress.step < self.last_step:
             status = self.advance()
             if status != "running":
                 break
@@ -113,7 +114,7 @@ class Trainer:
     def _start_profile(self) -> None:
         if not self.job.train.profile:
             return
-        left = self.batch.total_steps - self.progress.step
+        left = self.last_step - self.progress.step
         run = self.ports.run if self.engine.rank.is_main else None
         self.profiler = StepProfiler(self.engine.rank.is_main, run, left)
         self.pipeline = PipelineProfiler(self.engine.model.pipeline, run, self.ports.recorder, left)
@@ -137,7 +138,7 @@ class Trainer:
         early = progress.should_stop_early(monitor)
         if best or self.batch.due(self.batch.save_every_steps, progress.step):
             self._save(best=best)
-        if progress.step >= self.batch.total_steps:
+        if progress.step >= self.last_step:
             return "finished"
         return "early_stopped" if early else ("stopped" if stop else "running")
 

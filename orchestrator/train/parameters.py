@@ -22,7 +22,7 @@ def list_parameters(job: JobSpec) -> list[Parameter]:
 
     Raises PlanError when it cannot be built there, JobFileError when its options do not fit.
     """
-    from orchestrator.train.engine import build_plain_model
+    from orchestrator.train.build import build_plain_model
 
     try:
         module = build_plain_model(job, on_meta=True)

@@ -62,6 +62,8 @@ class Ports:
     attempt: int = 1
     token: int = 0
     resume: bool = False
+    until: int | None = None
+    """Train no further than this step and save there; None: to the plan's last. Schedules go by the plan's length."""
     recorder: Recorder = field(default_factory=NullRecorder)
     report: Callable[[StepReport], None] = lambda report: None
     should_stop: Callable[[], bool] = lambda: False
@@ -74,7 +76,7 @@ class Ports:
 
 @dataclass(frozen=True)
 class FitResult:
-    """How training ended. `status` is finished, stopped (asked to) or early_stopped.
+    """How training ended. `status` is finished (got to the last step it was to take), stopped or early_stopped.
 
     `train_s` is the time of all attempts, each up to the checkpoint that the next one went on from.
     """

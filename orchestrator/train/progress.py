@@ -36,6 +36,10 @@ class Progress:
         """Rebuild from `as_json`."""
         return cls(**values)
 
+    def anew(self) -> Progress:
+        """Return the progress of a training that begins here, from another's state: what it counts is its own."""
+        return Progress(self.step, skipped_in_a_row=self.skipped_in_a_row, last_metrics=dict(self.last_metrics))
+
     def judge(self, metrics: Mapping[str, float], monitor: MonitorSection) -> bool:
         """Take note of an evaluation; say whether it is the best so far. A value that is not finite never is."""
         self.last_metrics = dict(metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.checkpoint.fork import Fork
 from orchestrator.checkpoint.manifest import CheckpointMeta, CheckpointRef, read_manifest
 from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.errors import CheckpointError
@@ -21,8 +22,18 @@ _log = get_logger("train")
 class CheckpointSaver:
     """Saves and restores an engine. One per rank; every method is collective."""
 
-    def __init__(self, folder: Path, job: JobSpec, store: CheckpointStore, *, mlflow_run_id: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        job: JobSpec,
+        store: CheckpointStore,
+        *,
+        mlflow_run_id: str = "",
+        fork: Fork | None = None,
+    ) -> None:
+        """`fork` is the one checkpoint of another job that this one may begin from."""
         self._folder = folder
+        self._fork = fork
         self._store = store
         self._digest = job_digest(job)
         self._mlflow_run_id = mlflow_run_id
@@ -31,12 +42,17 @@ class CheckpointSaver:
     def restore(self, engine: Engine) -> Progress | None:
         """Load the newest checkpoint that verifies; None when none was ever committed.
 
-        Raises CheckpointError when there are some but none verifies, or when it belongs to another model or data.
+        Of a training that begins here from another's, weights, optimiser state and random numbers are the other's;
+        what is counted (best evaluation, seconds) begins anew. Raises CheckpointError when there are some but none
+        verifies, when it belongs to another model or data, or when the other's checkpoint is not there.
         """
         ref = self._store.find_newest()
         if ref is None:
+            self._require_no_fork()
             return None
-        self._check_same_job(ref)
+        begins = self._fork is not None and self._fork.is_of(ref.path)
+        if not begins:
+            self._check_same_job(ref)
         model, optim = model_state(engine), optimizer_state(engine)
         partial = engine.model.pipeline is not None
         meta = self._store.load_into(ref, {"model": model, "optim": optim}, partial=partial)
@@ -48,7 +64,7 @@ class CheckpointSaver:
             _log.warning("checkpoint %s was passed over: %s", skipped.name, skipped.reason)
         progress = Progress.from_json(dict(meta.monitor))
         _log.info("resumed from %s at step %d", ref.name, progress.step)
-        return progress
+        return progress.anew() if begins else progress
 
     def save(self, engine: Engine, progress: Progress, *, best: bool) -> float:
         """Save; return the seconds that training waited."""
@@ -86,6 +102,13 @@ class CheckpointSaver:
             except (CheckpointError, OSError):
                 continue
         return None
+
+    def _require_no_fork(self) -> None:
+        if self._fork is not None:
+            raise CheckpointError(
+                f"{self._fork.checkpoint}, from which this training begins, is not in {self._folder}",
+                hint="restore the folder from a copy: no training silently starts from scratch",
+            )
 
     def _check_same_job(self, ref: CheckpointRef) -> None:
         if ref.meta.job_digest != self._digest:

@@ -1,9 +1,10 @@
 """What compression makes of four models: file, speed, quality, memory, each measured from the file as a job does.
 
 `python -m tests.benchmarks compression` runs all, `python -m tests.benchmarks.compression digits archive` some of
-digits, archive, resnet18, text, speed and openvino. The models are trained here in one process; ratios are those of
-`compress.timing`: contenders in turn, an A/A pair, no figure where it is too noisy. The ResNet-18 and the large
-language model are trained for a few steps only: they stand for their sizes, not for what they know.
+digits, archive, resnet18, text, speed, openvino and formats (those that are installed). The models are trained here in
+one process; ratios are those of `compress.timing`: contenders in turn, an A/A pair, no figure where it is too noisy.
+The ResNet-18 and the large language model are trained for a few steps only: they stand for their sizes, not for what
+they know.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from orchestrator.compress.formats import FORMATS, missing
 from orchestrator.compress.pipeline import Outcome, Trained, compress
 from orchestrator.spec.base import Use
 from orchestrator.spec.job import JobSpec
@@ -133,6 +135,28 @@ def _speed(place: Path) -> list[tuple[str, str]]:
     return _all_rows("language model of 19M, int8, 64 tokens", outcome)
 
 
+def _formats(place: Path) -> list[tuple[str, str]]:
+    """The network of jobs/compress_digits.yaml, pruned by half and taught briefly, in every format that can be made."""
+    job = load_job(JOBS / "compress_digits.yaml").spec
+    trained = make_trained(job, float(job.train.epochs or 1))
+    before = [PRUNE, {"use": "finetune", "epochs": 5, "distill": {"temperature": 4}}]
+    rows = []
+    for name, found in FORMATS.items():
+        if not found.writer or missing(name, "") or missing(name, "", integers=True):
+            continue
+        for steps in [[], [INT8]] if "int8-static" in found.schemes else [[]]:
+            section = load_spec(_with_steps(job, [*before, {"use": "export", "format": name}, *steps])).compress
+            small = replace(trained, job=job.model_copy(update={"compress": section}))
+            what = f"digits ResNet, half, {name}{', int8' if steps else ''}"
+            rows += _all_rows(what, _compress(small, place / what.replace(" ", "-")))
+    return rows
+
+
+def _with_steps(job: JobSpec, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    page = job.model_dump(mode="json", include={"name", "model", "data", "train", "optim"})
+    return page | {"compress": {"steps": steps, "measure": {"batch": [1, 32], "threads": [1], "rounds": 24}}}
+
+
 _PARTS = {
     "digits": _digits,
     "archive": _archive,
@@ -140,6 +164,7 @@ _PARTS = {
     "text": _text,
     "speed": _speed,
     "openvino": _openvino,
+    "formats": _formats,
 }
 
 

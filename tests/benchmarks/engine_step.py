@@ -29,7 +29,8 @@ from orchestrator.runs.spool import SpoolWriter
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import load_job
 from orchestrator.testing.ranks import run_ranks
-from orchestrator.train.engine import Engine, build_engine, build_plain_model
+from orchestrator.train.build import build_plain_model
+from orchestrator.train.engine import Engine, build_engine
 from orchestrator.train.loop import NullSaver, Trainer
 from orchestrator.train.ports import NullRecorder, Ports
 

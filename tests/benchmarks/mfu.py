@@ -23,7 +23,8 @@ from orchestrator.parallel.process import Rank
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
 from orchestrator.spec.job import JobSpec
-from orchestrator.train.engine import Engine, build_engine, build_plain_model
+from orchestrator.train.build import build_plain_model
+from orchestrator.train.engine import Engine, build_engine
 from orchestrator.train.loop import NullSaver, Trainer
 from orchestrator.train.ports import NullRecorder, Ports
 

@@ -1,6 +1,6 @@
-"""A Ray cluster of fake nodes on this machine: `python -m tests.cluster.fake_nodes CPUS CPUS ...`.
+"""A Ray cluster of fake nodes on this machine: `python -m tests.cluster.fake_nodes CPUS CPUS:GPUS ...`.
 
-Prints its address, then lives until its standard input closes.
+GPUs are for Ray's accounts only. Prints its address, then lives until its standard input closes.
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ import sys
 
 from ray.cluster_utils import Cluster
 
-_OBJECT_STORE_BYTES = 100 * 2**20
+_STORE_BYTES = 100 * 2**20
 
 
-def main(cpus: list[float]) -> None:
-    """Start a node for each number of CPUs, the first of them the head."""
-    node = {"object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": cpus[0]})
-    for more in cpus[1:]:
-        cluster.add_node(num_cpus=more, object_store_memory=_OBJECT_STORE_BYTES)
+def main(nodes: list[tuple[float, float]]) -> None:
+    """Start a node for each pair of CPUs and GPUs, the first of them the head."""
+    kept, *more = [{"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": _STORE_BYTES} for cpus, gpus in nodes]
+    cluster = Cluster(initialize_head=True, head_node_args={**kept, "include_dashboard": False})
+    for node in more:
+        cluster.add_node(**node)
     print(cluster.address, flush=True)
     sys.stdin.read()
     cluster.shutdown()
 
 
 if __name__ == "__main__":
-    main([float(word) for word in sys.argv[1:]])
+    parts = [word.partition(":") for word in sys.argv[1:]]
+    main([(float(cpus), float(gpus or 0)) for cpus, _, gpus in parts])

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.cluster import pool as pool_module
 from orchestrator.cluster.failure import Failure
-from orchestrator.cluster.gangs import Gang, room_of
+from orchestrator.cluster.gangs import Gang
 from orchestrator.cluster.pool import COMPRESS_S, TIMING_S, WORDS_S, Pool, PoolEvent
 from orchestrator.cluster.trial_worker import Share
 from orchestrator.plan.plan import Resources
@@ -36,8 +36,8 @@ class FakeRay:
         self.done: dict[str, Any] = {}
         self.killed: list[Any] = []
 
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 4.0}
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"NodeID": "here", "Alive": True, "Resources": {"CPU": 4.0}}]
 
     def wait(self, calls: list[str], *, num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
         return [call for call in calls if call in self.done][:num_returns], []
@@ -64,13 +64,13 @@ class FakeActor:
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     module = types.ModuleType("ray")
-    module.__dict__.update({name: getattr(fake, name) for name in ("exceptions", "cluster_resources", "wait", "get")})
+    module.__dict__.update({name: getattr(fake, name) for name in ("exceptions", "nodes", "wait", "get")})
     module.__dict__["kill"] = fake.kill
     monkeypatch.setitem(sys.modules, "ray", module)
     monkeypatch.setattr(
         pool_module,
         "form_gang",
-        lambda ray, need: Gang(need, room_of(need), [FakeActor(rank) for rank in range(need.num_workers)]),
+        lambda ray, need, seats, pinned: Gang(need, seats, [FakeActor(rank) for rank in range(need.num_workers)]),
     )
     return fake
 
@@ -115,7 +115,7 @@ def test_a_rank_that_died_of_another_is_not_the_cause_though_it_is_heard_first(
     assert pool.working == [7]
     ray.done["start-0"] = told(cause)
     assert only(pool.poll(0.0)) == cause
-    assert pool.free.cpus == 4.0
+    assert pool.free[0].cpus == 4.0
 
 
 def test_a_rank_that_the_kernel_killed_for_memory_is_heard_after_its_peers(
@@ -162,7 +162,7 @@ def test_a_measurement_that_never_ends_is_a_failure_with_a_plain_reason(
     assert failure.kind == "user"  # it is not begun again
     assert failure.message == f"{words} the model took longer than {limit_s / 60:.0f} min and was ended"
     assert len(ray.killed) == 1
-    assert pool.free.cpus == 4.0
+    assert pool.free[0].cpus == 4.0
 
 
 def test_a_training_has_no_such_limit(pool: Pool, ray: FakeRay, clock: dict[str, float]) -> None:

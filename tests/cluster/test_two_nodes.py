@@ -1,4 +1,7 @@
-"""A joined Ray cluster of two nodes with room for three ranks each: tensor pairs inside a node, the pipeline across."""
+"""A joined Ray cluster of two nodes with room for three ranks each: tensor pairs inside a node, the pipeline across.
+
+The second has two GPUs for Ray's accounts only: how shares of them are given out can be seen without having any.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def address(environment: dict[str, str]) -> Iterator[str]:
-    words = [sys.executable, "-m", "tests.cluster.fake_nodes", "3", "3"]
+    words = [sys.executable, "-m", "tests.cluster.fake_nodes", "3", "3:2"]
     nodes = subprocess.Popen(
         words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -76,3 +79,24 @@ def test_tensor_pairs_share_a_node_and_the_pipeline_crosses(
     assert json.loads(stored.read_text())["ranks"] == ranks
     mine = [each for each in psutil.process_iter(["cmdline"]) if str(run) in " ".join(each.info["cmdline"] or [])]
     assert not mine
+
+
+@pytest.mark.slow
+def test_a_sweeps_gangs_sit_on_the_nodes_that_were_chosen(
+    address: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", "tests.cluster.pool_on_nodes", address, str(tmp_path)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert [cpus for _, cpus, _ in seen["nodes"]] == [3.0, 3.0]
+    assert seen["three_of_two"] is False, "six CPUs in all, and yet no room for three workers of two"
+    (pair,) = seen["pair"]
+    assert pair[0][0] != pair[1][0]
+    (tensor,) = seen["tensor"]
+    nodes = [node for node, _ in tensor]
+    assert nodes[0] == nodes[1] != nodes[2] == nodes[3]
+    assert len(seen["shares"]) == 4, "two halves on each of two GPUs"
+    assert sorted(gpus for ((_, gpus),) in seen["shares"]) == [["0"], ["0"], ["1"], ["1"]]
+    assert len(seen["large_shares"]) == 2, "three quarters of one GPU each"
+    assert sorted(gpus for ((_, gpus),) in seen["large_shares"]) == [["0"], ["1"]]

@@ -12,6 +12,7 @@ from torch import nn
 
 from orchestrator.compress import artifact
 from orchestrator.compress.base import MODULE, Context, State
+from orchestrator.compress.check import check
 from orchestrator.compress.manifest import Page, entry_of, read_page, write_page
 from orchestrator.compress.pipeline import Trained
 from orchestrator.compress.recover import recover
@@ -20,7 +21,7 @@ from orchestrator.compress.stage import trained_from
 from orchestrator.export.weights import state_tensors
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import load_spec
-from orchestrator.train.engine import build_plain_model
+from orchestrator.train.build import build_plain_model
 
 RESNET = {"use": "resnet", "channels": [16, 32], "depths": [1, 1]}
 CNN = {"use": "cnn", "channels": [16, 32], "norm": "none"}
@@ -81,3 +82,9 @@ def rewrite(place: Path, **changes: Any) -> Page:
 
 def in_memory(trained: Trained) -> State:
     return State(MODULE, trained.model)
+
+
+def check_here(place: Path) -> dict[str, Any]:
+    """Judge an artifact as the checking process does, without the seconds that a process takes to import torch."""
+    page = read_page(place)
+    return check(place, page, runtime_of(page.format))

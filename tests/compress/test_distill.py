@@ -10,7 +10,7 @@ import torch
 
 from orchestrator.compress.distill import Config, Distil
 from orchestrator.compress.pipeline import digest_of
-from orchestrator.compress.recover import Lessons, recover
+from orchestrator.compress.recover import Lessons, recover, taught_distance
 from orchestrator.compress.teacher import load_teacher, teacher_job
 from orchestrator.data.order import SampleOrder
 from orchestrator.errors import ExportError, PlanError
@@ -19,6 +19,7 @@ from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import load_spec
+from orchestrator.train.loss import BinaryCrossEntropy, MeanSquaredError
 from tests.export.making import export, train_run
 
 from .making import CNN, RESNET, context_of, in_memory, make_job, make_trained
@@ -48,6 +49,29 @@ def test_the_model_before_teaches_by_default_and_a_run_or_an_export_when_named(t
         digests.add(digest_of(after))
     assert len(digests) == 3
     assert not any(parameter.requires_grad for parameter in load_teacher(str(run.path)).parameters())
+
+
+def test_a_teacher_of_numbers_or_of_one_logit_is_followed_too() -> None:
+    outputs, wanted = torch.tensor([[0.5], [2.0]], dtype=torch.float64), torch.tensor([[1.0], [-1.0]]).double()
+    number = taught_distance(MeanSquaredError(), outputs, wanted, 4.0)
+    assert float(number) == pytest.approx((0.25 + 9.0) / 2)
+    mine, theirs = torch.sigmoid(outputs / 4), torch.sigmoid(wanted / 4)
+    divergence = theirs * (theirs / mine).log() + (1 - theirs) * ((1 - theirs) / (1 - mine)).log()
+    logit = taught_distance(BinaryCrossEntropy(), outputs, wanted, 4.0)
+    assert float(logit) == pytest.approx(16 * float(divergence.mean()))
+
+
+def test_a_pupil_of_numbers_comes_nearer_to_its_teacher(tmp_path: Path) -> None:
+    job = make_job({"use": "mlp", "inputs": 2, "hidden": [16], "outputs": 1}, steps()[1:])
+    data = {"use": "synthetic", "kind": "regression", "num_samples": 256, "features": 2}
+    job = type(job).model_validate(job.model_dump(mode="json") | {"data": data})
+    teacher, pupil = make_trained(job, epochs=0), make_trained(job, epochs=0)
+    teacher.model.get_parameter("layers.head.bias").add_(1.0)  # it says otherwise than the data
+    context = context_of(teacher, tmp_path)
+    inputs = context.calibration()[0]
+    before = (pupil.model(inputs) - teacher.model(inputs)).square().mean()
+    recover(pupil.model, context, epochs=10, lr=0.03, lessons=Lessons(teacher.model, weight=1.0))
+    assert float((pupil.model(inputs) - teacher.model(inputs)).square().mean()) < 0.5 * float(before)
 
 
 def test_a_pupil_comes_nearer_to_its_teacher(tmp_path: Path) -> None:

@@ -72,6 +72,21 @@ def test_features_that_differ_in_more_than_channels_are_refused(tmp_path: Path) 
         Features(plain_copy(trained.model), Lessons(halved(plain_copy(trained.model)), features=BLOCKS), context)
 
 
+def test_a_layer_that_gives_no_tensor_is_refused_by_name(tmp_path: Path) -> None:
+    class Pair(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, x
+
+    class Net(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self[1](self[0](x)[0])  # type: ignore[no-any-return]
+
+    net = Net(Pair(), nn.Flatten())
+    context = context_of(make_trained(make_job(RESNET, STEPS), epochs=0), tmp_path)
+    with pytest.raises(ExportError, match="feature '0' gives tuple, not one tensor"):
+        Features(net, Lessons(net, features="auto"), context)
+
+
 def halved(model: nn.Module) -> nn.Module:
     """Return the model with a first block that halves its images."""
     model.get_submodule("layers").add_module("block1", nn.MaxPool2d(2))

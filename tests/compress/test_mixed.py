@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import TensorProto, helper
+from onnx.numpy_helper import from_array
 
-from orchestrator.compress.mixed import Layer, allocate
+from orchestrator.compress import mixed
+from orchestrator.compress.mixed import Layer, _write, allocate, grid_in_file
 from orchestrator.compress.pipeline import compress
 from orchestrator.compress.quantise import Budget, Config
 from orchestrator.compress.report import as_json, table
+from orchestrator.compress.runtimes.base import open_folder
 from orchestrator.compress.verify import check_artifact
 from orchestrator.errors import ExportError, PlanError
 from orchestrator.plan.available import Available
@@ -30,9 +37,9 @@ def steps(**budget: float) -> tuple[dict[str, Any], ...]:
 def test_bits_are_taken_where_a_byte_costs_least() -> None:
     def layers() -> list[Layer]:
         return [
-            Layer("tough", "a", "MatMul", 64, 64, {8: 0.0001, 4: 0.001}),
-            Layer("tender", "b", "MatMul", 64, 64, {8: 0.0002, 4: 9.0}),
-            Layer("conv", "c", "Conv", 64, 64, {8: 0.5}),
+            Layer("tough", ("a",), "MatMul", 64, 64, {8: 0.0001, 4: 0.001}),
+            Layer("tender", ("b",), "MatMul", 64, 64, {8: 0.0002, 4: 9.0}),
+            Layer("conv", ("c",), "Conv", 64, 64, {8: 0.5}),
         ]
 
     def chosen(allowed: float) -> list[int]:
@@ -51,6 +58,55 @@ def test_bits_are_taken_where_a_byte_costs_least() -> None:
     nothing_left = layers()
     allocate(nothing_left, 100, 32)
     assert [layer.bits for layer in nothing_left] == [4, 4, 8]
+
+
+def test_a_file_larger_than_estimated_takes_more_bits_until_none_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = [Layer(f"layer{at}", (f"node{at}",), "MatMul", 64, 64, {8: 0.1 + at}) for at in range(3)]
+    source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
+    source.write_bytes(bytes(3 * 4 * 64 * 64))
+    written: list[list[int]] = []
+
+    def write(_: Path, target: Path, found: list[Layer], *given: Any) -> None:
+        written.append([layer.bits for layer in found])
+        target.write_bytes(bytes(int(sum(layer.num_bytes(layer.bits, 32) for layer in found)) + 9_300))
+
+    monkeypatch.setattr(mixed, "_layers", lambda source, model: layers)
+    monkeypatch.setattr(mixed, "_measure", lambda *given: None)
+    monkeypatch.setattr(mixed, "_write", write)
+    nothing = cast(Any, None)
+
+    def quantised(wanted: int) -> list[int]:
+        written.clear()
+        config = Config(scheme="mixed", budget=Budget(bytes=wanted))
+        return [row["bits"] for row in mixed.quantise_mixed(source, target, nothing, nothing, config, 0)]
+
+    assert quantised(46_700) == [8, 8, 32]
+    assert written == [[8, 32, 32], [8, 8, 32]], "a budget missed by little is not tried again with the same bits"
+    with pytest.raises(ExportError, match="with as few bits as the runtime has kernels for"):
+        quantised(23_000)
+    assert written[-1] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(("operator", "bits"), [("Gather", 8), ("Gather", 4), ("MatMul", 8), ("MatMul", 4)])
+def test_what_a_layer_bears_is_measured_on_the_grid_of_the_file(operator: str, bits: int, tmp_path: Path) -> None:
+    numbers = torch.Generator().manual_seed(0)
+    weight_OI = torch.randn(48, 32, generator=numbers) * torch.rand(48, 1, generator=numbers) + 0.3  # rows unalike
+    table = operator == "Gather"
+    stored = from_array((weight_OI if table else weight_OI.T.contiguous()).numpy(), "weight")
+    kind, shape = (TensorProto.INT64, [48]) if table else (TensorProto.FLOAT, [32, 32])
+    node = helper.make_node(operator, ["weight", "inputs"] if table else ["inputs", "weight"], ["out"], "node")
+    given = [helper.make_tensor_value_info("inputs", kind, shape)]
+    out = [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)]
+    graph = helper.make_graph([node], "layer", given, out, [stored])
+    source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), source)
+    layer = Layer("layer", ("node",), operator, 48, 32, bits=bits)
+    _write(source, target, [layer], cast(Any, None), Config(scheme="mixed", budget=Budget(size_ratio=2.0)))
+    found = open_folder(target.parent, "onnx", [target.name])(np.arange(48) if table else np.eye(32, dtype=np.float32))
+    wanted = grid_in_file(operator, bits, 32).snap(weight_OI)
+    torch.testing.assert_close(torch.from_numpy(found if table else found.T), wanted, rtol=0, atol=2e-4)
 
 
 @pytest.mark.slow

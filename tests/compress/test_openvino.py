@@ -20,7 +20,7 @@ from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import load_spec
-from orchestrator.train.engine import build_plain_model
+from orchestrator.train.build import build_plain_model
 
 from .making import CNN, MEASURE, RESNET, context_of, make_trained
 

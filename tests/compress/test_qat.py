@@ -76,6 +76,20 @@ def test_layers_on_grids_are_trained_and_become_plain_again() -> None:
     torch.testing.assert_close(model[2](model[1](model[0](span(x)))), wanted)
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 2.0)])
+def test_what_lies_outside_a_range_pulls_at_the_end_that_it_is_beyond(low: float, high: float) -> None:
+    span = Range(low, high).double()
+    for x, wanted in ((high + 1, (0.0, 1.0)), (low - 1, (1.0, 0.0))):
+        span.zero_grad()
+        given = torch.tensor([[x]], dtype=torch.float64)
+        span(given).sum().backward()
+        share = 255**-0.5  # the gradient of one number is brought to a weight's size
+        found = [float(end.grad) / share for end in (span.low, span.high) if end.grad is not None]
+        assert found == pytest.approx(wanted, abs=0.002), (x, "but for the rounding of what stands for 0")
+        inside = span(torch.zeros(1, 1, dtype=torch.float64))
+        assert float(inside) == 0.0, "zero lies on the grid"
+
+
 def test_the_file_holds_the_trained_scales_of_weights_and_activations(trained: Trained, tmp_path: Path) -> None:
     state, context = exported(trained, tmp_path)
     asked = Config(qat=Qat(epochs=0.5, lr=1e-3))

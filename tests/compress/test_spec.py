@@ -124,3 +124,28 @@ def test_problems_of_steps_have_lines(tmp_path: Path) -> None:
         load_job(file)
     (problem,) = caught.value.problems
     assert problem.line == 6
+
+
+@pytest.mark.parametrize("format", ["onnx", "program", "aoti"])
+@pytest.mark.parametrize(
+    ("scheme", "why", "instead"),
+    [
+        ("float8", "it takes an NVIDIA GPU of compute capability 8.9", "write int8-static, or int8-dynamic"),
+        (
+            "2:4",
+            "it takes an NVIDIA GPU from Ampere on",
+            "for a smaller file by the zeros: `prune` with kind: 2:4, and `pack`",
+        ),
+    ],
+)
+def test_schemes_of_gpus_are_known_and_refused(format: str, scheme: str, why: str, instead: str) -> None:
+    text = said(job([{"use": "export", "format": format}, {"use": "quantise", "scheme": scheme}]))
+    assert f"compress.steps.1.scheme: {scheme} has no place in {format}" in text
+    assert why in text
+    assert instead in text
+
+
+def test_what_is_legal_instead_of_them_is_taken() -> None:
+    zeros = [{"use": "prune", "kind": "2:4"}, {"use": "finetune"}, {"use": "export"}, {"use": "pack"}]
+    for steps in ([{"use": "export"}, {"use": "quantise", "scheme": "int8-static"}], zeros):
+        assert build_plan(load_spec(job(steps)), HERE).num_params

@@ -13,15 +13,17 @@ from orchestrator.compress.artifact import as_function, size_of
 from orchestrator.compress.base import Context, State
 from orchestrator.compress.export import Config as ExportConfig
 from orchestrator.compress.export import Export
+from orchestrator.compress.features import Features, chosen
 from orchestrator.compress.pipeline import Trained
 from orchestrator.compress.prune import Config as PruneConfig
 from orchestrator.compress.prune import Prune
+from orchestrator.compress.quantise import Budget, Quantise
 from orchestrator.compress.quantise import Config as QuantiseConfig
-from orchestrator.compress.quantise import Quantise
-from orchestrator.compress.recover import recover
+from orchestrator.compress.recover import Lessons, recover
 from orchestrator.compress.share import Config, Share
 from orchestrator.compress.structure import _replace
 from orchestrator.errors import ExportError, PlanError
+from orchestrator.export.weights import plain_copy
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
 from orchestrator.spec.job import JobSpec
@@ -85,6 +87,25 @@ def test_the_file_holds_tied_blocks_once_and_answers_as_the_model(trained: Train
     torch.testing.assert_close(found, state.model(inputs), rtol=1e-4, atol=1e-4)
 
 
+def test_each_place_of_a_tied_block_is_compared_with_the_teachers_block_there(trained: Trained, tmp_path: Path) -> None:
+    state, context = tied(trained, tmp_path)
+    teacher = plain_copy(trained.model)
+    for number in (2, 4):  # as the tied model, but in blocks of their own
+        first = teacher.get_submodule(f"layers.block{number - 1}").state_dict()
+        teacher.get_submodule(f"layers.block{number}").load_state_dict(first)
+    inputs = context.calibration()[0]
+    blocks = [f"layers.block{number}" for number in range(1, 6)]
+    asked: list[tuple[str, ...] | str] = ["auto", tuple(blocks)]
+    for names in asked:
+        assert set(blocks) <= set(chosen(state.model, teacher, names))
+        pupil = plain_copy(state.model)
+        features = Features(pupil, Lessons(teacher, features=names), context)
+        for _ in range(2):
+            pupil(inputs)
+            assert float(features.distance(inputs)) == pytest.approx(0.0, abs=1e-9)
+        features.leave()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic", "int8-weight", "int4-weight"])
 def test_quantisers_do_not_copy_them(scheme: Any, trained: Trained, tmp_path: Path) -> None:
@@ -94,6 +115,18 @@ def test_quantisers_do_not_copy_them(scheme: Any, trained: Trained, tmp_path: Pa
         state = Export(ExportConfig()).apply(each, context).state
         sizes.append(size_of(Quantise(QuantiseConfig(scheme=scheme)).apply(state, context).state))
     assert sizes[1] < 0.9 * sizes[0]  # the graph itself weighs much beside five small blocks
+
+
+@pytest.mark.slow
+def test_mixed_precision_lowers_a_layer_wherever_it_stands(trained: Trained, tmp_path: Path) -> None:
+    context = replace(context_of(trained, tmp_path / "file"))
+    state = Export(ExportConfig()).apply(tied(trained, tmp_path)[0], context).state
+    asked = QuantiseConfig(scheme="mixed", budget=Budget(size_ratio=3.8))
+    change = Quantise(asked).apply(state, context)
+    places = [len(row["nodes"]) for row in change.facts["layers"] if row["name"].startswith("layers.block")]
+    assert sorted(places) == [1] * 7 + [2] * 14
+    whole = sum(parameter.numel() * 4 for parameter in trained.model.parameters())
+    assert size_of(change.state) <= whole / 3.8
 
 
 def test_what_cannot_be_tied_is_refused(trained: Trained, tmp_path: Path) -> None:

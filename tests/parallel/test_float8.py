@@ -16,7 +16,8 @@ from orchestrator.plan import float8
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
 from orchestrator.spec.job import JobSpec
-from orchestrator.train.engine import build_engine, build_plain_model
+from orchestrator.train.build import build_plain_model
+from orchestrator.train.engine import build_engine
 from orchestrator.train.step import Stepper
 from orchestrator.verify.run import verify_job
 

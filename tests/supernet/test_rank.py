@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from orchestrator.errors import PlanError
 from orchestrator.parallel.apply import ParallelModel
 from orchestrator.spec.base import Use
-from orchestrator.supernet.model import Part
+from orchestrator.supernet.model import Part, _fill_buffers
 from orchestrator.supernet.page import Nets, read_ranking
 from orchestrator.supernet.rank import recalibrate, score
 from orchestrator.train.engine import Engine
@@ -45,6 +47,21 @@ def test_batch_norms_take_the_mean_over_the_batches_and_nothing_from_before() ->
         means = [torch.nn.functional.conv2d(images, conv, padding=1).mean((0, 2, 3)) for images, _ in pairs]
     torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0).to(norm.running_mean.dtype))
     assert (norm.momentum, part.training, norm.training) == (0.1, False, False)
+
+
+def test_a_layer_with_buffers_that_it_cannot_fill_is_refused_not_run_on_whatever_memory_holds() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.full((4,), 2.0))
+
+    with torch.device("meta"):
+        net = nn.Sequential(nn.BatchNorm2d(4), Scaled())
+    with pytest.raises(PlanError, match=r"layer '1' \(Scaled\) has buffers but no reset_buffers"):
+        _fill_buffers(net, torch.device("cpu"))
+    figures = net[0].running_var
+    assert isinstance(figures, torch.Tensor)
+    assert figures.tolist() == [1.0] * 4
 
 
 def test_a_net_without_batch_norm_is_not_run() -> None:

@@ -15,7 +15,7 @@ from orchestrator.supernet.lesson import lesson_sum
 from orchestrator.supernet.model import Part
 from orchestrator.supernet.page import Nets
 from orchestrator.supernet.sandwich import SandwichStepper, nets_of_step
-from orchestrator.train.engine import construct_model
+from orchestrator.train.build import construct_model
 from orchestrator.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from tests.supernet.nets import NETS, PARTS, engine_of, job_data
 

@@ -7,14 +7,15 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoint.disk import MANIFEST
-from orchestrator.checkpoint.manifest import folder_name
+from orchestrator.checkpoint.disk import MANIFEST, hash_file
+from orchestrator.checkpoint.manifest import CheckpointMeta, FileEntry, Manifest, folder_name
 from orchestrator.cluster.events import Event
 from orchestrator.cluster.failure import Failure
-from orchestrator.cluster.gangs import Room
+from orchestrator.cluster.nodes import Node
 from orchestrator.cluster.pool import PoolEvent
 from orchestrator.cluster.trial_worker import Share
 from orchestrator.plan.available import Available
+from orchestrator.plan.layout import Layout
 from orchestrator.plan.plan import Resources
 from orchestrator.runs import control
 from orchestrator.runs.catalog import create_run
@@ -25,10 +26,10 @@ from orchestrator.spec.load import load_spec
 from orchestrator.sweep.check import build_space
 from orchestrator.sweep.drive import SweepLoop
 from orchestrator.sweep.feasible import Limits
+from orchestrator.sweep.generations import build_source
 from orchestrator.sweep.ledger import Ledger
 from orchestrator.sweep.resume import require_same_trials
 from orchestrator.sweep.schedulers import build_scheduler, replay
-from orchestrator.sweep.source import Source
 from orchestrator.sweep.trial_run import newest_step
 
 Training = Generator[tuple[int, dict[str, float]], bool, dict[str, Any]]
@@ -46,11 +47,17 @@ def loss(lr: float, step: int) -> float:
 class Trainer:
     """Trains as the engine does: evaluates every 5 of 20 steps, saves at each, stops where it is asked to.
 
-    `faults` are failures by (name of the folder, attempt) and step, each before that step is taken.
+    `faults` are failures by (name of the folder, attempt) and step, each before that step is taken. The one weight is
+    the sum of the learning rates of all steps that led to it, whoever took them; `measure` makes a loss of it.
     """
 
-    def __init__(self, faults: Mapping[tuple[str, int], tuple[int, Failure]] | None = None) -> None:
+    def __init__(
+        self,
+        faults: Mapping[tuple[str, int], tuple[int, Failure]] | None = None,
+        measure: Callable[[float, int, float], float] = lambda lr, step, weight: loss(lr, step),
+    ) -> None:
         self.faults = dict(faults or {})
+        self.measure = measure
         self.begun: list[tuple[str, int]] = []
 
     def __call__(self, share: Share) -> Training:
@@ -59,26 +66,37 @@ class Trainer:
         lr = json.loads(run.job.read_text())["optim"]["lr"]
         self.begun.append((run.run_id, share.attempt))
         HeartbeatWriter(run, 0, attempt=share.attempt, armed=False).close()
-        step, found = newest_step(run) if share.resume else 0, {}
-        if step:
-            (newest,) = run.checkpoints.glob(f"step-{step:08d}-*/{MANIFEST}")
-            found = json.loads(newest.read_text())
+        step = newest_step(run) if share.resume else 0
+        weight, found = _state_at(run, step) if step else (0.0, {})
+        last = share.until or 20
         fault_step, failure = self.faults.get((run.run_id, share.attempt), (-1, None))
-        while step < 20:
+        while step < last:
             step += 1
+            weight += lr
             if step == fault_step and failure is not None:
                 raise TrainingFailedError(failure)
             stop = control.stop_requested(run)
             if step % 5 == 0:
-                found = {"val/loss": loss(lr, step)}
+                found = {"val/loss": self.measure(lr, step, weight)}
                 stop = (yield step, found) or stop
             if stop or step % 5 == 0:
-                place = run.checkpoints / folder_name(step, share.attempt, "abcdef")
-                place.mkdir(parents=True)
-                (place / MANIFEST).write_text(json.dumps(found))
-            if stop and step < 20:
+                _commit(run, step, share.attempt, [weight, found])
+            if stop and step < last:
                 return {"status": "stopped", "step": step, "metrics": found, "best_metrics": found, "train_s": 1.0}
-        return {"status": "finished", "step": 20, "metrics": found, "best_metrics": found, "train_s": 1.0}
+        return {"status": "finished", "step": step, "metrics": found, "best_metrics": found, "train_s": 1.0}
+
+
+def _commit(run: RunDir, step: int, attempt: int, state: list[Any]) -> None:
+    place = run.checkpoints / folder_name(step, attempt, "abcdef")
+    place.mkdir(parents=True)
+    (place / "state").write_text(json.dumps(state))
+    entry = FileEntry("state", *hash_file(place / "state"))
+    (place / MANIFEST).write_bytes(Manifest(step, attempt, 1, 1, False, (entry,), CheckpointMeta(step)).to_json())
+
+
+def _state_at(run: RunDir, step: int) -> tuple[float, dict[str, float]]:
+    weight, found = json.loads(next(run.checkpoints.glob(f"step-{step:08d}-*/state")).read_text())
+    return weight, found
 
 
 class TrainingFailedError(Exception):
@@ -95,19 +113,19 @@ class FakePool:
     def __init__(
         self, train: Callable[[Share], Training], slots: int = 1, on_event: Callable[[int], None] = lambda n: None
     ) -> None:
-        self.total = Room(float(slots), 0.0)
+        self.cpus, self.gpus, self.nodes = float(slots), 0.0, [Node("here", float(slots))]
         self._train, self._slots, self._on_event = train, slots, on_event
         self._running: dict[int, Training] = {}
         self._events: list[PoolEvent] = []
         self.told = 0
 
-    def can_start(self, need: Resources) -> bool:
+    def can_start(self, need: Resources, layout: Layout | None = None) -> bool:
         return len(self._running) < self._slots
 
-    def has_room(self, room: Room) -> bool:
+    def has_room(self, need: Resources) -> bool:
         return len(self._running) < self._slots
 
-    def start(self, trial: int, share: Share, need: Resources) -> None:
+    def start(self, trial: int, share: Share, need: Resources, layout: Layout | None = None) -> None:
         self._running[trial] = self._train(share)
         self._go_on(trial, None)
 
@@ -159,7 +177,7 @@ def drive(run: RunDir, data: dict[str, Any], pool: Any, *, on_told: Callable[[Ev
     ledger = Ledger(run.sweep / "ledger.jsonl")
     try:
         require_same_trials(run, data, ledger)
-        source = Source(data, job, build_space(job), ledger, Limits(Available.unknown()))
+        source = build_source(data, job, build_space(job), ledger, Limits(Available.unknown()))
         scheduler, judged_by = build_scheduler(job.sweep, source.objectives)
         replay(scheduler, judged_by, ledger.history)
         loop = SweepLoop(

@@ -169,13 +169,13 @@ def test_a_value_that_needs_another_parameters_value_is_accepted() -> None:
 
 def test_what_is_not_offered_says_why(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
-    sweep = "sweep: {space: {optim.lr: [0.1]}, search: {use: ax}, scheduler: {use: pbt}, trials: 2}\n"
+    sweep = "sweep: {space: {optim.lr: [0.1]}, search: {use: ax}, scheduler: {use: pb2}, trials: 2}\n"
     job.write_text(BAD.partition("sweep:")[0] + sweep)
     with pytest.raises(JobFileError) as caught:
         load_and_plan(str(job), ())
     told = {problem.path: problem.message for problem in caught.value.problems}
     assert told["sweep.search.use"].startswith("ax is not offered: Ax has moved")
-    assert "changes a trial's values" in told["sweep.scheduler.use"]
+    assert told["sweep.scheduler.use"].startswith("pb2 is not offered: it needs a Gaussian process")
 
 
 def test_misspelt_options_of_searcher_and_scheduler_are_errors(tmp_path: Path) -> None:

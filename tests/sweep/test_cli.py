@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.spec.load import load_job
+from orchestrator.cli.sweep import _closing_lines
+from orchestrator.runs.paths import RunDir
+from orchestrator.spec.load import load_job, load_spec
+from orchestrator.sweep.birth import Birth
+from orchestrator.sweep.objectives import objectives_of
+from orchestrator.sweep.result import SweepResult
+from orchestrator.sweep.summary import Summary
+from orchestrator.sweep.trial import Trial
 from tests.sweep.jobs import tiny_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +50,21 @@ def test_a_job_without_a_sweep_says_so(tmp_path: Path) -> None:
     done = orchestrator("sweep", str(ROOT / "jobs/smoke.yaml"))
     assert done.returncode == 2
     assert "no sweep section" in done.stderr
+
+
+@pytest.mark.parametrize("parent", [None, 0])
+def test_the_closing_lines_send_nobody_to_a_file_that_does_not_train_the_best(
+    parent: int | None, tmp_path: Path
+) -> None:
+    job = load_spec(tiny_sweep(tmp_path, {}))
+    births = [Birth(0, 0, 0, 10)] + [Birth(1, 0, 10, 20, 0)] * (parent is not None)
+    trials = {number: Trial(number, {}, "", state="finished", birth=birth) for number, birth in enumerate(births)}
+    summary = Summary(job, objectives_of(job), trials, (len(births) - 1,), 1.0)
+    said = "\n".join(_closing_lines(SweepResult(RunDir(tmp_path / "tiny-1"), "finished", "", summary), "job.yaml"))
+    assert "orchestrator ui" in said
+    assert ("orchestrator run" in said) == (parent is None), (
+        "one that began from a checkpoint is not trained by its job"
+    )
 
 
 @pytest.mark.ray

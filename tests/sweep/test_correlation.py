@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.spec.load import load_spec
-from orchestrator.sweep.correlation import as_metrics, as_tags, correlate, correlations
+from orchestrator.sweep.correlation import as_metrics, as_rows, as_tags, correlate, correlations
 from orchestrator.sweep.objectives import Objective
 from orchestrator.sweep.summary import Summary, as_csv, as_data, note_rows, verdict
 from orchestrator.sweep.trial import Trial
@@ -56,6 +56,24 @@ def test_trainings_alone_and_fine_tuned_ones_are_told_apart() -> None:
     assert (tuned.against, tuned.pairs, tuned.kendall) == ("fine-tuned", 3, pytest.approx(-1.0))
     assert as_metrics([alone])["ranking/stand_alone/spearman"] == pytest.approx(1.0)
     assert as_tags([tuned])["ranking.fine_tuned"].startswith("Kendall -1.00")
+
+
+def test_what_two_supernets_expected_is_not_put_together() -> None:
+    """Each ranks perfectly; pooled they would seem not to, since the first one expects less of everything."""
+    trials = [trial(at, at / 100, at / 10, origin="control", ranked_by="supernet-a") for at in range(1, 5)]
+    trials += [trial(at, at / 10, at / 100, origin="control", ranked_by="supernet-b") for at in range(5, 8)]
+    trials += [trial(8, 0.5, 0.5, ranked_by="supernet-a"), trial(9, 0.5, 0.5, ranked_by="supernet-b")]
+    found = correlations(trials, OBJECTIVES)
+    assert [(each.ranked_by, each.against, each.pairs) for each in found] == [
+        ("supernet-b", "stand-alone", 3),
+        ("supernet-b", "fine-tuned", 1),
+        ("supernet-a", "stand-alone", 4),  # and one that was fine-tuned, of which there is no figure
+    ]
+    assert [each.kendall for each in found] == [pytest.approx(1.0), None, pytest.approx(1.0)]
+    assert as_metrics(found)["ranking/stand_alone/pairs"] == 3.0
+    assert as_tags(found)["ranking.stand_alone"].endswith("over 3 stand-alone trainings (val/accuracy)")
+    assert found[2].describe().endswith("over 4 stand-alone trainings (val/accuracy), ranked by supernet-a")
+    assert [row["ranked_by"] for row in as_rows(found)] == ["supernet-b", "supernet-b", "supernet-a"]
 
 
 def test_a_sweep_that_predicts_nothing_says_nothing_of_it() -> None:

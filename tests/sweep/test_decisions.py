@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +201,25 @@ def test_a_ledger_whose_point_was_changed_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("0.1", "0.3"))
     with pytest.raises(CheckpointError, match="line 1"):
         Ledger(path)
+
+
+@pytest.mark.parametrize("at", [0, 9])
+def test_a_ledger_that_a_full_disk_does_not_take_says_so_and_stays_whole(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.propose({"optim.lr": 0.1}, origin="search", asked=1)
+    whole, write = path.read_bytes(), os.write
+
+    def full(fd: int, line: bytes) -> int:
+        if at:
+            return write(fd, line[:at])
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(CheckpointError, match=r"ledger.jsonl could not be written: No space left on device"):
+        ledger.spend(1.0)
+    monkeypatch.undo()
+    ledger.close()
+    assert path.read_bytes() == whole

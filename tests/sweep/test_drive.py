@@ -106,7 +106,7 @@ def test_a_trial_of_a_killed_driver_is_closed_when_the_next_one_is_stopped_befor
     assert {read_record(RunDir(path)).state for path in run.trials.iterdir()} == {"running"}
 
     class Stopped(FakePool):
-        def can_start(self, need: Any) -> bool:
+        def can_start(self, need: Any, layout: Any = None) -> bool:
             control.request_stop(run, "a test")
             return False
 
@@ -277,7 +277,7 @@ def test_the_failures_that_are_forgiven_are_counted_anew_at_a_resume(tmp_path: P
     data = sweep_of(tmp_path, space={"optim.lr": [0.05]})
     data["cluster"]["max_failures"] = 1
     run = folder_for(data)
-    trainer = Trainer({("t000", 1): (12, DIED), ("t000", 3): (17, DIED)})
+    trainer = Trainer({("t000", 1): (12, DIED), ("t000", 3): (19, DIED)})
     drive(run, data, FakePool(trainer, on_event=stop_at(run, 4)))
     loop = drive(run, data, FakePool(trainer))
     assert trainer.begun == [("t000", attempt) for attempt in (1, 2, 3, 4)]

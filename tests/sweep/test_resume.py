@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,28 @@ def test_another_job_is_refused(tmp_path: Path, sweep: dict[str, Any], sections:
     with pytest.raises(JobFileError) as caught:
         require_same_job(begun(tmp_path), load_spec(tiny_sweep(tmp_path, sweep, **sections)))
     assert [problem.path for problem in caught.value.problems] == [path]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text[: len(text) // 2], "Invalid JSON"),
+        (lambda text: text.replace('"optim":', '"optimiser":', 1), "optimiser: Extra inputs are not permitted"),
+    ],
+)
+def test_a_job_that_cannot_be_read_is_told_in_words(tmp_path: Path, change: Callable[[str], str], words: str) -> None:
+    run = begun(tmp_path)
+    run.job.write_text(change(run.job.read_text()))
+    with pytest.raises(JobFileError, match=r"job\.json cannot be read: ") as caught:
+        require_same_job(run, load_spec(tiny_sweep(tmp_path, {})))
+    assert words in caught.value.message
+    assert "restore it from a copy" in str(caught.value.hint)
+
+
+def test_a_sweep_that_never_wrote_its_job_may_go_on(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    run.job.unlink()
+    require_same_job(run, load_spec(tiny_sweep(tmp_path, {})))
 
 
 def test_runs_and_sweeps_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import random
+import re
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +17,25 @@ from orchestrator.errors import JobFileError
 from orchestrator.plan.available import Available
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.load import load_spec
-from orchestrator.supernet.page import WEIGHTS_FILE, Nets, Ranking, read_ranking, supernet_seconds, write_ranking
+from orchestrator.supernet.page import (
+    WEIGHTS_FILE,
+    Nets,
+    Ranking,
+    ranking_path,
+    read_ranking,
+    supernet_seconds,
+    write_ranking,
+)
 from orchestrator.sweep import supernet_run
 from orchestrator.sweep.budget import budget_spent
 from orchestrator.sweep.check import build_space, find_sweep_problems
 from orchestrator.sweep.feasible import Feasible, Limits
 from orchestrator.sweep.ledger import Ledger
+from orchestrator.sweep.objectives import Objective, pareto_front
 from orchestrator.sweep.order import best_first, evenly, spread
+from orchestrator.sweep.resume import require_same_trials, trial_digest
 from orchestrator.sweep.source import Source
-from orchestrator.sweep.supernet import ALONE
+from orchestrator.sweep.supernet import ALONE, control_places
 from orchestrator.sweep.workshop import Workshop
 
 CHANNELS = [[4], [8], [4, 8], [8, 16]]
@@ -101,10 +116,27 @@ def test_controls_are_trained_alone_and_span_the_ranking(tmp_path: Path, monkeyp
     alone = [(trial, feasible) for trial, feasible in found if trial.origin == "control"]
     assert len(found) == 11
     assert [number for number, (trial, _) in enumerate(found) if trial.origin == "control"] == [1, 3, 5]
-    assert [trial.point["model.channels"] for trial, _ in alone] == [[8, 16], [8], [4]]
+    assert [trial.point["model.channels"] for trial, _ in alone] == [[8, 16], [4], [8]]
     assert all(trial.point[ALONE] is None and trial.settings == {} for trial, _ in alone)
     assert all(feasible.job.train.init is None and feasible.job.train.epochs == 4 for _, feasible in alone)
     assert all(trial.predicted for trial, _ in alone)
+    (name,) = {trial.ranked_by for trial, _ in found}
+    assert name.startswith("supernet-")
+    again = Ledger(tmp_path / "ledger.jsonl").trials
+    assert {trial.ranked_by for trial in again.values()} == {name}, "a trial says itself which supernet ranked it"
+
+
+def test_controls_of_a_sweep_that_ends_early_span_the_ranking_too() -> None:
+    values = [{"val/accuracy": at / 100} for at in range(100)]
+    places = control_places(values, [Objective("val/accuracy", "max")], 8)
+    assert len(set(places)) == 8
+    assert (min(places[:4]), max(places[:4])) == (0, 99)
+    assert max(high - low for low, high in pairwise(sorted(places[:4]))) < 60
+
+
+def test_every_control_that_is_asked_for_has_a_trial() -> None:
+    assert problems(sweep={"search": {"use": "supernet", "control": 2}, "trials": 4}) == {}
+    assert set(problems(sweep={"search": {"use": "supernet", "control": 3}, "trials": 5})) == {"sweep.search.control"}
 
 
 def test_a_trial_of_an_earlier_start_keeps_its_weights_and_length(
@@ -119,6 +151,42 @@ def test_a_trial_of_an_earlier_start_keeps_its_weights_and_length(
     judged = later.judge(again)
     assert judged is not None
     assert judged.job == first[1].job
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_sweep_may_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bool) -> None:
+    """What its supernet's page and its ledger say of files is found where the folder lies now."""
+    before, after = RunDir(tmp_path / "before"), RunDir(tmp_path / "after")
+    place = RunDir(before.trials / "supernet-1")
+    place.path.mkdir(parents=True)
+    (place.path / WEIGHTS_FILE).write_bytes(b"weights")
+    file = str(place.path / WEIGHTS_FILE)
+    write_ranking(place, Ranking(({"val/accuracy": 0.5},), file, "0" * 64))
+    ledger = Ledger(before.sweep / "ledger.jsonl")
+    init = {"file": file, "sha256": "0" * 64, "cut_from": {"use": "cnn", "channels": [8]}}
+    trial = ledger.propose(
+        {"model.channels": [4]}, origin="search", asked=1, settings={ALONE: init, "train.epochs": 1.0}
+    )
+    source = prepared(tmp_path / "other", monkeypatch, sweep_data())
+    feasible = source.judge(trial)
+    assert feasible is not None
+    ledger.begin(trial, 0, workers=1, job=trial_digest(feasible.job))
+    ledger.close()
+    pages = [ranking_path(place), ledger.path]
+    assert not any(str(tmp_path) in page.read_text() for page in pages)
+    if older:  # whole paths, as they were written once
+        for page in pages:
+            page.write_text(re.sub(r'"[^"]*weights.safetensors"', json.dumps(file), page.read_text()))
+    before.path.rename(after.path)
+
+    moved = after.trials / "supernet-1" / WEIGHTS_FILE
+    found = read_ranking(RunDir(moved.parent), 1)
+    assert found is not None
+    assert found.file == str(moved)
+    again = Ledger(after.sweep / "ledger.jsonl")
+    require_same_trials(after, sweep_data(), again)
+    assert again.trials[0].settings[ALONE] == {**init, "file": str(moved)}
+    again.close()
 
 
 def test_the_same_sweep_asks_for_the_same_supernet_and_another_for_another(
@@ -159,6 +227,15 @@ def test_infeasible_nets_are_neither_trained_nor_ranked(tmp_path: Path, monkeypa
     assert [8, 16] not in [model["channels"] for model in models if model["kernel_size"] == 5]
 
 
+def test_a_space_without_a_feasible_net_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = Trained()
+    source = prepared(tmp_path, monkeypatch, sweep_data(constraints=["plan.num_params <= 3"]), trained)
+    assert source.next() is None
+    assert trained.asked == []
+    assert source.ended.startswith("no net of the space is feasible, so none was trained (the first one: ")
+    assert "plan.num_params <= 3" in source.ended
+
+
 def test_of_a_large_space_a_population_is_drawn_the_same_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +258,19 @@ def test_a_front_is_asked_from_both_ends_inwards(tmp_path: Path, monkeypatch: py
 
 def test_orders() -> None:
     assert best_first([[1.0], [3.0], [2.0], [3.0]]) == [1, 3, 2, 0]
+    assert best_first([[float("-inf")], [3.0], [float("-inf")]]) == [1, 0, 2]
+    began = time.perf_counter()
+    assert best_first([[float(at % 1999)] for at in range(2000)])[0] == 1998
+    assert time.perf_counter() - began < 1.0, "not a pass over all nets for every net"
+    many = [
+        [[float(at), -float(at)] for at in range(1000)],  # one front
+        [[float(at), float(at)] for at in range(1000)],  # a thousand fronts
+        [[float(at * 37 % 101), float(at * 59 % 103), float(at * 7 % 11)] for at in range(1000)],
+    ]
+    began = time.perf_counter()
+    assert [sorted(best_first(rows)) for rows in many] == [list(range(1000))] * 3
+    assert time.perf_counter() - began < 3.0, "a third of a second each, on a machine that others use, too"
+    assert best_first([]) == []
     assert best_first([[1.0, -1.0], [2.0, -2.0], [0.5, -3.0], [3.0, -3.0]]) == [3, 0, 1, 2]
     assert spread(0) == []
     assert spread(1) == [0]
@@ -190,6 +280,20 @@ def test_orders() -> None:
     assert evenly(9, 1) == [4]
     assert evenly(2, 5) == [0, 1]
     assert evenly(5, 0) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_fronts_are_peeled_one_after_the_other(seed: int) -> None:
+    """Against the definition, with ties and values that are missing."""
+    numbers, columns = random.Random(seed), 2 + seed % 3
+    values = [float("-inf"), *map(float, range(7))]
+    rows = [[numbers.choice(values) for _ in range(columns)] for _ in range(80)]
+    left, wanted = dict(enumerate(rows)), []
+    while left:
+        front = pareto_front(left)
+        wanted += [front[at] for at in spread(len(front))]
+        left = {key: row for key, row in left.items() if key not in front}
+    assert best_first(rows) == wanted
 
 
 def test_a_ranking_counts_only_with_its_weights_and_for_its_nets(tmp_path: Path) -> None:
@@ -234,7 +338,7 @@ def test_all_that_a_supernet_cannot_search_is_told_at_once() -> None:
         "sweep.objectives": (
             "nets are ranked by a metric of the validation split, and the objectives are model/params"
         ),
-        "sweep.search.control": "4 nets are trained alone, which leaves none of 4 trials to fine-tune",
+        "sweep.search.control": "nets trained alone take turns with those fine-tuned: 4 trials are too few for 4",
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from orchestrator.checkpoint.fork import Fork
 from orchestrator.checkpoint.manifest import read_manifest
 from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.parallel.process import Rank
@@ -51,7 +52,15 @@ def tiny_job(**train: Any) -> dict[str, Any]:
 
 
 def fit_once(
-    rank: int, world_size: int, job: dict[str, Any], folder: str, resume: bool, stop_after: int | None, attempt: int
+    rank: int,
+    world_size: int,
+    job: dict[str, Any],
+    folder: str,
+    resume: bool,
+    stop_after: int | None,
+    attempt: int,
+    until: int | None = None,
+    fork: Fork | None = None,
 ) -> dict[str, Any]:
     """Run `fit`; `stop_after` asks for a stop after so many steps. Returns plain values and full weights."""
     spec = JobSpec.model_validate(job)
@@ -76,11 +85,12 @@ def fit_once(
     ports = Ports(
         attempt=attempt,
         resume=resume,
+        until=until,
         recorder=recorder,
         beat=beat,
         should_stop=lambda: stop_after is not None and steps_seen >= stop_after,
     )
-    result = fit(engine, ports, CheckpointSaver(Path(folder), spec, store))
+    result = fit(engine, ports, CheckpointSaver(Path(folder), spec, store, fork=fork))
     weights = {}
     for name, parameter in engine.model.module.named_parameters():
         full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
@@ -91,6 +101,7 @@ def fit_once(
         "best": result.best_checkpoint,
         "newest": result.last_checkpoint,
         "best_step": result.best_step,
+        "best_metrics": dict(result.best_metrics),
         "train_s": result.train_s,
         "saved_s": read_manifest(Path(folder) / str(result.last_checkpoint)).meta.monitor["train_s"],
         "recorded": recorder.values,

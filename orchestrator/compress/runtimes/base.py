@@ -36,6 +36,8 @@ class Runtime(Protocol):
     refused: tuple[str, ...]
     reference: str
     """The format in which this runtime runs the model as it was: what the file is compared with."""
+    code: tuple[str, ...]
+    """Of the training code, what it cannot do without: () for every format that can be deployed."""
     packages: tuple[str, ...]
     """Distributions whose versions the page records: those that made the file and those that run it."""
 

@@ -24,6 +24,7 @@ class Onnx:
 
     files: tuple[str, ...] = (_FILE,)
     reference = "onnx"
+    code: tuple[str, ...] = ()
     refused: tuple[str, ...] = ("torch", "torchvision", "onnx")
     packages: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
 

@@ -25,6 +25,7 @@ class OpenVino:
 
     files: tuple[str, ...] = (XML, BIN)
     reference = "openvino"
+    code: tuple[str, ...] = ()
     refused: tuple[str, ...] = ("torch", "torchvision", "onnx", "onnxruntime", "nncf")
     packages: tuple[str, ...] = ("openvino", "nncf", "onnx", "onnxscript")
 
