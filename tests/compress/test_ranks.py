@@ -92,13 +92,15 @@ def test_a_step_trains_on_the_ranks_of_the_job_or_on_its_own(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_narrower_language_model_is_sharded_block_by_block(tmp_path: Path) -> None:
+@pytest.mark.parametrize("taught", [False, True])
+def test_a_narrower_language_model_is_sharded_block_by_block(tmp_path: Path, taught: bool) -> None:
+    """With a teacher, too, whose answers where `ignore_index` stands (here blanks) count on no rank."""
     job = load_spec(
         {
             "model": TEXT,
             "data": {"use": "text", "corpus": "python", "seq_len": 8, "max_bytes": 20_000},
             "optim": {"lr": 3e-3},
-            "train": {"epochs": 1, "batch_size": 64},
+            "train": {"epochs": 1, "batch_size": 64, "loss": {"use": "cross_entropy", "ignore_index": 32}},
             "compress": {"steps": [{"use": "prune", "kind": "mlp"}, {"use": "finetune"}, {"use": "export"}]},
         }
     )
@@ -107,7 +109,8 @@ def test_a_narrower_language_model_is_sharded_block_by_block(tmp_path: Path) -> 
     state = Prune(PruneConfig(kind="mlp")).apply(in_memory(trained), context_of(trained, tmp_path)).state
     models = [plain_copy(state.model).double() for _ in range(2)]
     for model, layout in zip(models, (Layout(), Layout(shard=2)), strict=True):
-        recover(model, context, epochs=0.3, layout=layout)
+        lessons = Lessons(plain_copy(trained.model).double(), features="auto") if taught else None
+        recover(model, context, epochs=0.3, layout=layout, lessons=lessons)
     assert_equal(state_tensors(models[1]), state_tensors(models[0]), 1e-9)
 
 
