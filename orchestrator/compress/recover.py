@@ -7,7 +7,7 @@ weights under a mask stay exactly zero, weights that share a value keep sharing 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -112,14 +112,19 @@ def recover(
     return done
 
 
-def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tuple[nn.Module, Recovered]:
-    """Train as one rank of `crew`; return the module that holds this rank's weights. Collective."""
+def train(
+    model: nn.Module, context: Context, course: Course, crew: Crew, beat: Callable[[bool], None] = lambda in_steps: None
+) -> tuple[nn.Module, Recovered]:
+    """Train as one rank of `crew`; return the module that holds this rank's weights. Collective.
+
+    `beat` is called at every step (True), and while the teacher answers before the first and after the last (False).
+    """
     split, job = context.data.splits["train"], context.job
     size = min(course.batch_size or job.train.batch_size, len(split))
     steps = course.steps or max(1, ceil(course.epochs * len(split) / size))
     order = SampleOrder(len(split), size, job.train.seed if course.seed is None else course.seed)
     loss = build_loss(job, context.plan)
-    told = _Teacher(course.lessons, context, loss) if course.lessons else None
+    told = _Teacher(course.lessons, context, loss, beat) if course.lessons else None
     features = None
     if course.lessons is not None and course.lessons.features:
         features = Features(model, course.lessons, context)
@@ -133,6 +138,7 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
     module.train()
     total = torch.zeros(())
     for step in range(steps):
+        beat(True)
         rows = _own(order.indices(step), crew)
         inputs, targets = split.batch(rows)
         inputs = cast_inputs(inputs, context.dtype)
@@ -167,6 +173,7 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
         for weight, cover in covers:
             weight.masked_fill_(cover, 0.0)  # a product would leave zeros of either sign
         tied.settle()
+    beat(False)
     if features is not None:
         features.leave()
     mean = sum_over_ranks(total.detach().clone()) / crew.num_data_ranks
@@ -210,7 +217,7 @@ def _covers(module: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Tensor
 class _Teacher:
     """The teacher's answers: computed once where they fit into memory, else batch by batch."""
 
-    def __init__(self, lessons: Lessons, context: Context, loss: Loss) -> None:
+    def __init__(self, lessons: Lessons, context: Context, loss: Loss, beat: Callable[[bool], None]) -> None:
         self._lessons, self._loss = lessons, loss
         self._model = lessons.teacher.eval()
         split = context.data.splits["train"]
@@ -218,10 +225,11 @@ class _Teacher:
         first = self._ask(cast_inputs(split.batch(torch.arange(1))[0], context.dtype))
         self._known: Tensor | None = None
         if not self.blends and first.numel() * first.element_size() * len(split) <= _CACHE_BYTES:
-            parts = [
-                self._ask(cast_inputs(split.batch(torch.arange(at, min(at + 256, len(split))))[0], context.dtype))
-                for at in range(0, len(split), 256)
-            ]
+            parts = []
+            for at in range(0, len(split), 256):
+                rows = torch.arange(at, min(at + 256, len(split)))
+                parts.append(self._ask(cast_inputs(split.batch(rows)[0], context.dtype)))
+                beat(False)
             self._known = torch.cat(parts)
 
     def mix(
