@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from orchestrator.compress.base import Context
+    from orchestrator.compress.counted import Counted
     from orchestrator.compress.recover import Lessons
 
 _PLACE = "maps_to_teacher"
@@ -55,11 +56,16 @@ class Features:
 
         self._handles = _watch(model, self._names, keep)
 
-    def distance(self, inputs: Tensor) -> Tensor:
-        """Return the mean squared difference of all pairs for the batch just run, over the teacher's mean square."""
+    def distance(self, inputs: Tensor, counted: Counted | None = None) -> Tensor:
+        """Return the mean squared difference of all pairs for the batch just run, over the teacher's mean square.
+
+        With `counted`, of features that have a place for every target, only places whose targets count.
+        """
         with torch.no_grad():
             self._teacher(inputs)
-        parts = [(self._found[name] - self._wanted[name]).square().mean() / self._scales[name] for name in self._names]
+        squares = {name: (self._found[name] - self._wanted[name]).square() for name in self._names}
+        means = {name: each.mean() if counted is None else counted.mean(each) for name, each in squares.items()}
+        parts = [means[name] / self._scales[name] for name in self._names]
         self._found.clear()
         self._wanted.clear()
         return torch.stack(parts).mean()

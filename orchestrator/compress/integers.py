@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import NotAbleError
@@ -50,6 +51,20 @@ def to_static(
         nodes_to_exclude=list(left_out),
         extra_options={"TensorQuantOverrides": dict(trained)} if trained else {},
     )
+
+
+def measured_ranges(source: Path, context: Context, algorithm: str) -> dict[str, tuple[float, float]]:
+    """Return the least and greatest value of every activation by tensor, as `to_static` would take them."""
+    calibrate, tools = _tools("onnxruntime.quantization.calibrate"), _tools("onnxruntime.quantization")
+    with TemporaryDirectory(prefix="ranges-") as folder:
+        calibrator = calibrate.create_calibrator(
+            str(source),
+            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            calibrate_method=getattr(tools.CalibrationMethod, _METHODS[algorithm]),
+        )
+        calibrator.collect_data(_reader(tools, context))
+        found = calibrator.compute_data()
+    return {name: (float(each.range_value[0]), float(each.range_value[1])) for name, each in found.items()}
 
 
 def to_dynamic(

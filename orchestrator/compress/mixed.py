@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.compress import integers
-from orchestrator.compress.fakequant import Grid, take_off, wear
+from orchestrator.compress.fakequant import Grid, Range, take_off, wear
 from orchestrator.compress.qat import observed, readers_of
 from orchestrator.errors import ExportError
 from orchestrator.export.score import score
@@ -75,7 +75,7 @@ def quantise_mixed(
         raise ExportError("mixed precision needs a budget", hint="write `budget: {size_ratio: 5}`")
     wanted = wanted_bytes(config.budget, baseline_bytes)
     layers = _layers(source, model)
-    _measure(layers, model, context, config.group)
+    _measure(layers, model, context, config.group, _ranges(source, layers, context, config.algorithm))
     full = source.stat().st_size - sum(layer.num_bytes(FULL, config.group) for layer in layers)
     allowed: float = wanted - full
     while True:
@@ -149,12 +149,32 @@ def _layers(source: Path, model: nn.Module) -> list[Layer]:
     return found
 
 
-def _measure(layers: list[Layer], model: nn.Module, context: Context, group: int) -> None:
-    """Fill every layer's losses, each measured with all others as they are."""
+def _ranges(source: Path, layers: list[Layer], context: Context, algorithm: str) -> dict[str, Range]:
+    """Return the range that the file will have for every static layer's inputs; {} where it is that of min and max.
+
+    Where a layer stands in several places, the first one's.
+    """
+    import onnx
+
+    static = {layer.nodes[0]: layer.name for layer in layers if layer.operator in _STATIC}
+    if algorithm == "minmax" or not static:
+        return {}
+    ends = integers.measured_ranges(source, context, algorithm)
+    nodes = onnx.load(str(source), load_external_data=False).graph.node
+    return {static[node.name]: Range(*ends[node.input[0]]) for node in nodes if node.name in static}
+
+
+def _measure(
+    layers: list[Layer], model: nn.Module, context: Context, group: int, ranges: Mapping[str, Range] | None = None
+) -> None:
+    """Fill every layer's losses, each measured with all others as they are. `ranges`: of inputs, else min and max."""
     twin = plain_copy(model)
     parts = {layer.name: twin.get_submodule(layer.name) for layer in layers}
     static = {layer.name: parts[layer.name] for layer in layers if layer.operator in _STATIC}
-    spans = observed(twin, static, context.calibration()[0]) if static else {}
+    dtype = next(twin.parameters()).dtype
+    spans = {name: each.to(dtype) for name, each in (ranges or {}).items()}
+    if static and not spans:
+        spans = observed(twin, static, context.calibration()[0])
     before = _loss(twin, context)
     for layer in layers:
         part: Any = parts[layer.name]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import pickle
+import time
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from orchestrator.compress.crew import Crew
+from orchestrator.compress.pulse import SILENT, Pulse, Watch
 from orchestrator.errors import ExportError, TrainError
 from orchestrator.plan.layout import Layout
 from orchestrator.spec.job import JobSpec
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
     from orchestrator.compress.base import Context
     from orchestrator.compress.recover import Course, Recovered
 
-_TIMEOUT_S = 14 * 86400.0  # a training may take as long as it takes; poll(2) counts to 24 days
+_TIMEOUT_S = (
+    14 * 86400.0
+)  # a training may take as long as it takes while its ranks give signs; poll(2) counts to 24 days
 
 
 def train_on_ranks(model: nn.Module, context: Context, course: Course, layout: Layout) -> Recovered:
@@ -30,25 +35,33 @@ def train_on_ranks(model: nn.Module, context: Context, course: Course, layout: L
     from orchestrator.testing.ranks import RankError, run_ranks
     from orchestrator.verify.pool import last_line
 
-    job = context.job.model_dump(mode="json")
-    try:
-        found = run_ranks(
-            train_rank,
-            layout.world_size,
-            job,
-            context.dtype,
-            asdict(layout),
-            _packed(model, course),
-            timeout_s=_TIMEOUT_S,
-        )
-    except RankError as error:
-        raise TrainError(f"training on {layout.describe()} failed: {last_line(str(error))}") from error
+    job, cluster = context.job.model_dump(mode="json"), context.job.cluster
+    packed = _packed(model, course)
+    with TemporaryDirectory(prefix="pulse-") as folder:
+        paths = [_pulse_path(folder, rank) for rank in range(layout.world_size)]
+        watch = Watch(paths, time.time(), cluster.start_timeout_s, cluster.step_timeout_s)
+        try:
+            found = run_ranks(
+                train_rank,
+                layout.world_size,
+                job,
+                context.dtype,
+                asdict(layout),
+                packed,
+                folder,
+                timeout_s=_TIMEOUT_S,
+                watch=watch,
+            )
+        except RankError as error:
+            message = last_line(str(error))
+            hint = "raise cluster.step_timeout_s if a step may take so long" if message.startswith(SILENT) else ""
+            raise TrainError(f"training on {layout.describe()} failed: {message}", hint=hint) from error
     model.load_state_dict(found[0]["state"])
     return Recovered(found[0]["steps"], found[0]["loss"])
 
 
 def train_rank(
-    rank: int, world_size: int, job: dict[str, Any], dtype: str, layout: dict[str, int], packed: bytes
+    rank: int, world_size: int, job: dict[str, Any], dtype: str, layout: dict[str, int], packed: bytes, folder: str
 ) -> dict[str, Any]:
     """Train as one rank; the first one returns the whole model's tensors by name, all say how it went. Collective."""
     from orchestrator.compress.recover import train
@@ -60,9 +73,14 @@ def train_rank(
     # The bytes come through the pipe from the process that made them, as every argument here: from nowhere else.
     model, course = torch.load(io.BytesIO(packed), weights_only=False)
     crew = Crew(Layout(**layout), rank)
-    module, done = train(model, _context(spec, dtype, model), course, crew)
+    beat = Pulse(_pulse_path(folder, rank)).beat
+    module, done = train(model, _context(spec, dtype, model), course, crew, beat)
     state = {name: _whole(tensor) for name, tensor in module.state_dict().items()}
     return {"state": state if rank == 0 else {}, "steps": done.steps, "loss": done.loss}
+
+
+def _pulse_path(folder: str, rank: int) -> Path:
+    return Path(folder) / f"rank-{rank}"
 
 
 def _packed(model: nn.Module, course: Course) -> bytes:

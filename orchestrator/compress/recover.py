@@ -7,7 +7,7 @@ weights under a mask stay exactly zero, weights that share a value keep sharing 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.compress.codebooks import Tied
+from orchestrator.compress.counted import Counted
 from orchestrator.compress.crew import Crew
 from orchestrator.compress.features import Features
 from orchestrator.data.order import SampleOrder, random_words, slice_for
@@ -29,7 +30,7 @@ from orchestrator.parallel.process import sum_over_ranks
 from orchestrator.parallel.shared import local_gradient
 from orchestrator.plan.layout import Layout
 from orchestrator.spec.job import OptimSection
-from orchestrator.train.loss import BinaryCrossEntropy, Loss, MeanSquaredError, build_loss
+from orchestrator.train.loss import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError, build_loss
 from orchestrator.train.optim import build_optimizer
 from orchestrator.train.schedule import Cosine
 
@@ -111,14 +112,19 @@ def recover(
     return done
 
 
-def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tuple[nn.Module, Recovered]:
-    """Train as one rank of `crew`; return the module that holds this rank's weights. Collective."""
+def train(
+    model: nn.Module, context: Context, course: Course, crew: Crew, beat: Callable[[bool], None] = lambda in_steps: None
+) -> tuple[nn.Module, Recovered]:
+    """Train as one rank of `crew`; return the module that holds this rank's weights. Collective.
+
+    `beat` is called at every step (True), and while the teacher answers before the first and after the last (False).
+    """
     split, job = context.data.splits["train"], context.job
     size = min(course.batch_size or job.train.batch_size, len(split))
     steps = course.steps or max(1, ceil(course.epochs * len(split) / size))
     order = SampleOrder(len(split), size, job.train.seed if course.seed is None else course.seed)
     loss = build_loss(job, context.plan)
-    told = _Teacher(course.lessons, context, loss) if course.lessons else None
+    told = _Teacher(course.lessons, context, loss, beat) if course.lessons else None
     features = None
     if course.lessons is not None and course.lessons.features:
         features = Features(model, course.lessons, context)
@@ -132,6 +138,7 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
     module.train()
     total = torch.zeros(())
     for step in range(steps):
+        beat(True)
         rows = _own(order.indices(step), crew)
         inputs, targets = split.batch(rows)
         inputs = cast_inputs(inputs, context.dtype)
@@ -143,11 +150,13 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
             group["lr"] = rate * schedule.factor(step, steps)
         outputs = parallel(inputs)
         # Gradients are averaged over data ranks: each one's loss is its sum over the mean count of a rank.
-        total = loss.sum(outputs, targets) / _mean_count(loss.count(targets), len(targets), crew)
+        mean_count = _mean_count(loss.count(targets), len(targets), crew)
+        total = loss.sum(outputs, targets) / mean_count
+        counted = counted_of(loss, targets, mean_count)
         if told is not None:
-            total = told.mix(total, outputs, rows, inputs)
+            total = told.mix(total, outputs, rows, inputs, counted)
         if features is not None and course.lessons is not None:
-            total = total + course.lessons.features_weight * features.distance(inputs)
+            total = total + course.lessons.features_weight * features.distance(inputs, counted)
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         parallel.reduce_gradients()
@@ -164,6 +173,7 @@ def train(model: nn.Module, context: Context, course: Course, crew: Crew) -> tup
         for weight, cover in covers:
             weight.masked_fill_(cover, 0.0)  # a product would leave zeros of either sign
         tied.settle()
+    beat(False)
     if features is not None:
         features.leave()
     mean = sum_over_ranks(total.detach().clone()) / crew.num_data_ranks
@@ -207,7 +217,7 @@ def _covers(module: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Tensor
 class _Teacher:
     """The teacher's answers: computed once where they fit into memory, else batch by batch."""
 
-    def __init__(self, lessons: Lessons, context: Context, loss: Loss) -> None:
+    def __init__(self, lessons: Lessons, context: Context, loss: Loss, beat: Callable[[bool], None]) -> None:
         self._lessons, self._loss = lessons, loss
         self._model = lessons.teacher.eval()
         split = context.data.splits["train"]
@@ -215,13 +225,16 @@ class _Teacher:
         first = self._ask(cast_inputs(split.batch(torch.arange(1))[0], context.dtype))
         self._known: Tensor | None = None
         if not self.blends and first.numel() * first.element_size() * len(split) <= _CACHE_BYTES:
-            parts = [
-                self._ask(cast_inputs(split.batch(torch.arange(at, min(at + 256, len(split))))[0], context.dtype))
-                for at in range(0, len(split), 256)
-            ]
+            parts = []
+            for at in range(0, len(split), 256):
+                rows = torch.arange(at, min(at + 256, len(split)))
+                parts.append(self._ask(cast_inputs(split.batch(rows)[0], context.dtype)))
+                beat(False)
             self._known = torch.cat(parts)
 
-    def mix(self, loss: Tensor, outputs: Tensor, rows_B: Tensor, inputs: Tensor) -> Tensor:
+    def mix(
+        self, loss: Tensor, outputs: Tensor, rows_B: Tensor, inputs: Tensor, counted: Counted | None = None
+    ) -> Tensor:
         """Return (1 - weight) of the loss and `weight` of the distance to the teacher's softened answers."""
         wanted = self._ask(inputs) if self._known is None else self._known[rows_B]
         if wanted.shape != outputs.shape:
@@ -229,8 +242,8 @@ class _Teacher:
                 f"the teacher answers with {tuple(wanted.shape[1:])}, the model with {tuple(outputs.shape[1:])}",
                 hint="a teacher must know the same classes",
             )
-        weight = self._lessons.weight
-        return (1 - weight) * loss + weight * taught_distance(self._loss, outputs, wanted, self._lessons.temperature)
+        weight, temperature = self._lessons.weight, self._lessons.temperature
+        return (1 - weight) * loss + weight * taught_distance(self._loss, outputs, wanted, temperature, counted)
 
     def _ask(self, inputs: Tensor) -> Tensor:
         with torch.no_grad():
@@ -238,20 +251,35 @@ class _Teacher:
         return answers
 
 
-def taught_distance(loss: Loss, outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+def counted_of(loss: Loss, targets: Tensor, mean_count: float) -> Counted | None:
+    """Return which targets count where `ignore_index` leaves some out; None: all of them do."""
+    ignored = loss.config.ignore_index if isinstance(loss, CrossEntropy) else None
+    return None if ignored is None else Counted(targets != ignored, mean_count)
+
+
+def taught_distance(
+    loss: Loss, outputs: Tensor, wanted: Tensor, temperature: float, counted: Counted | None = None
+) -> Tensor:
     """Return the mean distance to a teacher's answers, by what the job's loss takes outputs for.
 
-    Numbers: squared difference, whatever the temperature. One logit: softened, as of two classes. Else: of classes.
+    Numbers: squared difference, whatever the temperature. One logit: softened, as of two classes. Else: of classes,
+    over the targets that count.
     """
     if isinstance(loss, MeanSquaredError):
         return (outputs - wanted).square().mean()
     if isinstance(loss, BinaryCrossEntropy):  # the other class has the logit 0
         outputs, wanted = (torch.stack((each, torch.zeros_like(each)), -1) for each in (outputs, wanted))
-    return soft_distance(outputs, wanted, temperature)
+    return soft_distance(outputs, wanted, temperature, counted)
 
 
-def soft_distance(outputs_BxC: Tensor, teacher_BxC: Tensor, temperature: float) -> Tensor:
-    """Return temperature squared times the divergence of softened distributions over the last dim, mean over all."""
-    mine = functional.log_softmax(outputs_BxC / temperature, dim=-1).flatten(0, -2)
-    theirs = functional.log_softmax(teacher_BxC / temperature, dim=-1).flatten(0, -2)
-    return temperature**2 * functional.kl_div(mine, theirs, log_target=True, reduction="batchmean")
+def soft_distance(
+    outputs_BxC: Tensor, teacher_BxC: Tensor, temperature: float, counted: Counted | None = None
+) -> Tensor:
+    """Return temperature squared times the divergence of softened distributions over the last dim, mean over all.
+
+    With `counted`, over the places whose targets count.
+    """
+    mine = functional.log_softmax(outputs_BxC / temperature, dim=-1)
+    theirs = functional.log_softmax(teacher_BxC / temperature, dim=-1)
+    each_Bx = functional.kl_div(mine, theirs, log_target=True, reduction="none").sum(-1)
+    return temperature**2 * (each_Bx.mean() if counted is None else counted.mean(each_Bx))

@@ -19,6 +19,8 @@ from typing import Any
 
 _PRELOAD = ["torch", "torch.distributed", "torch.distributed.fsdp", "torch.distributed.checkpoint", "numpy"]
 
+_WATCH_S = 1.0
+
 
 class RankError(Exception):
     """A rank raised, died or ran out of time; the message carries every rank's traceback."""
@@ -51,12 +53,22 @@ def _rank_main(
             dist.destroy_process_group()
 
 
-def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
+def _unwatched() -> str:
+    return ""
+
+
+def run_ranks(
+    fn: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    timeout_s: float = 120.0,
+    watch: Callable[[], str] = _unwatched,
+) -> list[Any]:
     """Return `[fn(rank, world_size, *args) for each rank]`, each call in a process of its own.
 
     `fn` is a module-level function; its result is made of tensors and plain values (numbers, text, lists, dicts). With
-    world_size 1 no process group is made. Raises RankError when any rank fails or the time is up; no process outlives
-    the call.
+    world_size 1 no process group is made. `watch` is asked every second what is wrong, "" when nothing is. Raises
+    RankError when any rank fails, something is wrong or the time is up; no process outlives the call.
     """
     context = _context()
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
@@ -72,7 +84,7 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: fl
             pipes.append(ours)
             processes.append(process)
         try:
-            return _collect(pipes, time.monotonic() + timeout_s)
+            return _collect(pipes, time.monotonic() + timeout_s, watch)
         finally:
             for process in processes:
                 process.join(timeout=2)
@@ -81,14 +93,16 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: fl
                     process.join()
 
 
-def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
+def _collect(pipes: list[Connection], deadline: float, watch: Callable[[], str]) -> list[Any]:
     results: dict[int, Any] = {}
     failures: dict[int, str] = {}
     waiting = dict(enumerate(pipes))
     while waiting and not failures:
         left = deadline - time.monotonic()
-        ready = wait(list(waiting.values()), timeout=max(0.0, left))
-        if not ready:
+        ready = wait(list(waiting.values()), timeout=max(0.0, min(left, _WATCH_S)))
+        if wrong := watch():
+            raise RankError(wrong)
+        if not ready and left <= _WATCH_S:
             raise RankError(f"ranks {sorted(waiting)} did not finish in time")
         for rank, pipe in list(waiting.items()):
             if pipe in ready:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.compress.counted import Counted
 from orchestrator.compress.distill import Config, Distil
 from orchestrator.compress.pipeline import digest_of
-from orchestrator.compress.recover import Lessons, recover, taught_distance
+from orchestrator.compress.recover import Lessons, counted_of, recover, taught_distance
 from orchestrator.compress.teacher import load_teacher, teacher_job
 from orchestrator.data.order import SampleOrder
 from orchestrator.errors import ExportError, PlanError
@@ -19,7 +20,7 @@ from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import load_spec
-from orchestrator.train.loss import BinaryCrossEntropy, MeanSquaredError
+from orchestrator.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from tests.export.making import export, train_run
 
 from .making import CNN, RESNET, context_of, in_memory, make_job, make_trained
@@ -59,6 +60,28 @@ def test_a_teacher_of_numbers_or_of_one_logit_is_followed_too() -> None:
     divergence = theirs * (theirs / mine).log() + (1 - theirs) * ((1 - theirs) / (1 - mine)).log()
     logit = taught_distance(BinaryCrossEntropy(), outputs, wanted, 4.0)
     assert float(logit) == pytest.approx(16 * float(divergence.mean()))
+
+
+def test_what_the_loss_leaves_out_is_left_out_of_the_distances_on_any_number_of_ranks() -> None:
+    """Two sequences of five tokens, padded after two and after four: two ranks with one each, or one with both."""
+    numbers = torch.Generator().manual_seed(0)
+    outputs, wanted = (torch.randn(2, 5, 7, generator=numbers, dtype=torch.float64) for _ in range(2))
+    targets = torch.tensor([[1, 2, -1, -1, -1], [3, 4, 5, 6, -1]])
+    loss = CrossEntropy(CrossEntropy.Config(ignore_index=-1))
+    valid = targets != -1
+    for distance in (
+        lambda mine, theirs, counted: taught_distance(loss, mine, theirs, 4.0, counted),
+        lambda mine, theirs, counted: counted.mean((mine - theirs).square()),
+    ):
+        every = Counted(torch.ones(6, dtype=torch.bool), 6.0)
+        meant = float(distance(outputs[valid], wanted[valid], every))
+        both = counted_of(loss, targets, 6.0)
+        assert float(distance(outputs, wanted, both)) == pytest.approx(meant)
+        ranks = [distance(outputs[at : at + 1], wanted[at : at + 1], Counted(valid[at : at + 1], 3.0)) for at in (0, 1)]
+        assert float(sum(ranks)) / 2 == pytest.approx(meant)
+    assert counted_of(CrossEntropy(CrossEntropy.Config()), targets, 6.0) is None
+    pooled = torch.rand(2, 3)  # one place for a whole sequence
+    assert float(Counted(valid, 3.0).mean(pooled)) == pytest.approx(float(pooled.mean()))
 
 
 def test_a_pupil_of_numbers_comes_nearer_to_its_teacher(tmp_path: Path) -> None:

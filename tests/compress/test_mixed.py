@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -11,11 +12,12 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from onnx.numpy_helper import from_array
+from onnx.numpy_helper import from_array, to_array
 
 from orchestrator.compress import mixed
 from orchestrator.compress.mixed import Layer, _write, allocate, grid_in_file
 from orchestrator.compress.pipeline import compress
+from orchestrator.compress.qat import observed
 from orchestrator.compress.quantise import Budget, Config
 from orchestrator.compress.report import as_json, table
 from orchestrator.compress.runtimes.base import open_folder
@@ -126,6 +128,36 @@ def test_a_network_of_convolutions_keeps_its_budget_and_the_file_what_the_table_
     rewrite(place, weights={"8": eight + 1000, "32": 0})
     with pytest.raises(ExportError, match="mixed precision in name only"):
         check_artifact(place)
+
+
+@pytest.mark.parametrize("algorithm", ["minmax", "percentile", "entropy"])
+def test_what_a_static_layer_bears_is_measured_with_the_ranges_of_the_file(algorithm: str, tmp_path: Path) -> None:
+    """Of few samples with outliers: the range by which the loss is measured is the one that the tool writes."""
+    numbers = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 8, generator=numbers)
+    inputs[0, 0] = 100.0
+    weight = torch.randn(4, 8, generator=numbers)
+    stored = [from_array(weight.numpy(), "weight"), from_array(np.zeros(4, dtype=np.float32), "bias")]
+    node = helper.make_node("Gemm", ["inputs", "weight", "bias"], ["out"], "node", transB=1)
+    given = [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, ["batch", 8])]
+    out = [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", 4])]
+    graph = helper.make_graph([node], "layer", given, out, stored)
+    source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), source)
+    context = cast(Any, SimpleNamespace(calibration=lambda: (inputs, None)))
+    layer = Layer("layer", ("node",), "Gemm", 4, 8, bits=8)
+    config = Config(scheme="mixed", budget=Budget(size_ratio=2.0), algorithm=cast(Any, algorithm))
+    _write(source, target, [layer], context, config)
+    scale = next(float(to_array(each)) for each in onnx.load(target).graph.initializer if each.name == "inputs_scale")
+    found = mixed._ranges(source, [layer], context, algorithm)
+    if algorithm == "minmax":
+        found = {"layer": observed_alone(inputs)}
+    assert found["layer"].scale_and_zero()[0] == pytest.approx(scale, rel=1e-4)
+
+
+def observed_alone(inputs: torch.Tensor) -> Any:
+    layer = torch.nn.Linear(inputs.shape[1], 4)
+    return observed(torch.nn.Sequential(layer), {"layer": layer}, inputs)["layer"]
 
 
 def test_a_budget_that_no_choice_of_bits_meets_is_refused_before_anything_trains() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from orchestrator.compress.base import MODULE, Context, State
@@ -16,6 +19,7 @@ from orchestrator.compress.crew import Crew
 from orchestrator.compress.finetune import Config, Finetune, training_layout
 from orchestrator.compress.prune import Config as PruneConfig
 from orchestrator.compress.prune import Prune
+from orchestrator.compress.pulse import Watch
 from orchestrator.compress.ranks import _context, _packed, _whole
 from orchestrator.compress.recover import Course, Lessons, recover, train
 from orchestrator.errors import PlanError, TrainError
@@ -92,13 +96,15 @@ def test_a_step_trains_on_the_ranks_of_the_job_or_on_its_own(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_narrower_language_model_is_sharded_block_by_block(tmp_path: Path) -> None:
+@pytest.mark.parametrize("taught", [False, True])
+def test_a_narrower_language_model_is_sharded_block_by_block(tmp_path: Path, taught: bool) -> None:
+    """With a teacher, too, whose answers where `ignore_index` stands (here blanks) count on no rank."""
     job = load_spec(
         {
             "model": TEXT,
             "data": {"use": "text", "corpus": "python", "seq_len": 8, "max_bytes": 20_000},
             "optim": {"lr": 3e-3},
-            "train": {"epochs": 1, "batch_size": 64},
+            "train": {"epochs": 1, "batch_size": 64, "loss": {"use": "cross_entropy", "ignore_index": 32}},
             "compress": {"steps": [{"use": "prune", "kind": "mlp"}, {"use": "finetune"}, {"use": "export"}]},
         }
     )
@@ -107,7 +113,8 @@ def test_a_narrower_language_model_is_sharded_block_by_block(tmp_path: Path) -> 
     state = Prune(PruneConfig(kind="mlp")).apply(in_memory(trained), context_of(trained, tmp_path)).state
     models = [plain_copy(state.model).double() for _ in range(2)]
     for model, layout in zip(models, (Layout(), Layout(shard=2)), strict=True):
-        recover(model, context, epochs=0.3, layout=layout)
+        lessons = Lessons(plain_copy(trained.model).double(), features="auto") if taught else None
+        recover(model, context, epochs=0.3, layout=layout, lessons=lessons)
     assert_equal(state_tensors(models[1]), state_tensors(models[0]), 1e-9)
 
 
@@ -137,6 +144,47 @@ def test_the_ranks_of_a_step_are_its_own_else_the_jobs() -> None:
     assert training_layout(Config(replicate=1), replace(jobs, pipeline=2)) == Layout()
     with pytest.raises(PlanError, match="expert=2"):
         training_layout(Config(), replace(jobs, expert=2))
+
+
+def test_a_rank_may_be_silent_for_so_long_as_is_usual(tmp_path: Path) -> None:
+    paths, now = [tmp_path / "0", tmp_path / "1"], time.time()
+    assert Watch(paths, now - 5, start_s=10, step_s=1)() == ""
+    assert Watch(paths, now - 11, start_s=10, step_s=1)().startswith("no sign of ranks 0, 1 of 2 for 11 s")
+    for path, (age_s, longest_s) in zip(paths, ((5.0, 0.1), (5.0, 0.6)), strict=True):
+        path.write_text(f"{longest_s}\n")
+        os.utime(path, (now - age_s, now - age_s))
+    assert Watch(paths, now - 99, start_s=10, step_s=6)() == ""
+    paths[1].write_text("")  # past its last step: it sends what it has
+    os.utime(paths[1], (now - 9.0, now - 9.0))
+    said = Watch(paths, now - 99, start_s=10, step_s=1)()
+    assert said.startswith("no sign of rank 0 of 2 for 5 s, longer than the 1 s it may be"), "ten usual steps are 6 s"
+
+
+class Freezes(nn.Linear):
+    """A layer that stops for good on the second rank, once it has been called a few times."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 4 and dist.is_initialized() and dist.get_rank() == 1:
+            time.sleep(300)
+        return super().forward(x)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_frozen_ends_the_training_with_its_name(tmp_path: Path) -> None:
+    mlp = {"use": "mlp", "inputs": 2, "hidden": [4], "outputs": 1}
+    job = make_job(mlp, STEPS[1:]).model_dump(mode="json")
+    job |= {"data": {"use": "synthetic", "kind": "regression", "num_samples": 256, "features": 2}}
+    job["cluster"]["step_timeout_s"] = 1.0
+    trained = make_trained(JobSpec.model_validate(job), epochs=0)
+    net = nn.Sequential(Freezes(2, 4), nn.Linear(4, 1))
+    began = time.monotonic()
+    with pytest.raises(TrainError, match=r"failed: no sign of ranks? [01]") as caught:
+        recover(net, context_of(trained, tmp_path), epochs=1, batch_size=32, layout=Layout(replicate=2))
+    assert time.monotonic() - began < 60
+    assert "cluster.step_timeout_s" in str(caught.value.hint)
 
 
 @pytest.mark.slow
