@@ -102,6 +102,21 @@ def test_formats_are_searched_like_anything_else(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_a_front_of_weights_alone_is_kept_and_is_no_model_of_the_store(tmp_path: Path) -> None:
+    steps = [{"use": "prune", "ratio": 0.5}, {"use": "export", "format": "safetensors"}]
+    result, _ = search(pruned(tmp_path / "runs", {"space": {"optim.lr": [0.01]}, "objectives": OBJECTIVES}, steps))
+    (trial,) = result.summary.trials.values()
+    assert trial.state == "finished", trial.reason
+    place = result.path / "trials" / trial.name / "compress" / "artifact"
+    assert {path.name for path in place.iterdir()} == {"manifest.json", "weights.safetensors"}
+    (told,) = (run for run in mlflow_runs(tmp_path / "runs") if run["tags"].get("trial") == trial.name)
+    assert told["status"] == "FINISHED"
+    assert told["metrics"]["compress/size_bytes"] == (place / "weights.safetensors").stat().st_size
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_compression_that_fails_is_a_failed_trial_with_the_reason_and_the_others_go_on(tmp_path: Path) -> None:
     space = {"compress.limits.size_ratio": [1.5, 1000.0]}
     result, _ = search(pruned(tmp_path / "runs", {"space": space}))
