@@ -37,7 +37,8 @@ _STATIC = ("Conv", "Gemm")
 class Layer:
     """A layer as the budget sees it: `losses` is what it alone at so many bits adds to the loss, `bits` the choice.
 
-    `nodes` of the graph read its weight: several where blocks have become one.
+    `nodes` of the graph read its weight: several where blocks have become one. `tensor` is its name there:
+    a head and an embedding may read one, which takes its fp32 bytes once while any of them is as it was.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Layer:
     inputs: int
     losses: dict[int, float] = field(default_factory=dict)
     bits: int = FULL
+    tensor: str = ""
 
     @property
     def weights(self) -> int:
@@ -76,20 +78,38 @@ def quantise_mixed(
     wanted = wanted_bytes(config.budget, baseline_bytes)
     layers = _layers(source, model)
     _measure(layers, model, context, config.group, _ranges(source, layers, context, config.algorithm))
-    full = source.stat().st_size - sum(layer.num_bytes(FULL, config.group) for layer in layers)
+    full = source.stat().st_size - taken_bytes(layers, dict.fromkeys(_names(layers), FULL), config.group)
     allowed: float = wanted - full
     while True:
         estimate = allocate(layers, allowed, config.group)
         _write(source, target, layers, context, config)
         over = target.stat().st_size - wanted
         if over <= 0:
-            return [asdict(layer) | {"weights": layer.weights} for layer in layers]
+            return [_row(layer) for layer in layers]
         if estimate > allowed:
             break
         allowed = estimate - over  # what the estimate left out: nodes, and tensors that the graph no longer shares
     raise ExportError(
         f"the budget of {wanted:,} bytes is missed by {over:,}, with as few bits as the runtime has kernels for",
         hint="raise the budget, or take parts out first (`prune`)",
+    )
+
+
+def _row(layer: Layer) -> dict[str, Any]:
+    row = asdict(layer) | {"weights": layer.weights}
+    del row["tensor"]
+    return row
+
+
+def _names(layers: list[Layer]) -> list[str]:
+    return [layer.name for layer in layers]
+
+
+def taken_bytes(layers: list[Layer], bits: Mapping[str, int], group: int) -> float:
+    """Return what the layers' weights take in the file with so many bits each, by name."""
+    whole = {layer.tensor or layer.name: layer.num_bytes(FULL, group) for layer in layers if bits[layer.name] == FULL}
+    return sum(whole.values()) + sum(
+        layer.num_bytes(bits[layer.name], group) for layer in layers if bits[layer.name] != FULL
     )
 
 
@@ -105,24 +125,46 @@ def allocate(layers: list[Layer], allowed_bytes: float, group: int) -> float:
     """
     for layer in layers:
         layer.bits = FULL
-    while (taken := sum(layer.num_bytes(layer.bits, group) for layer in layers)) > allowed_bytes:
-        moves = [
-            (_price(layer, bits, group), layer.name, layer, bits)
-            for layer in layers
-            for bits in layer.losses
-            if layer.num_bytes(bits, group) < layer.num_bytes(layer.bits, group)
-        ]
+    while (taken := taken_bytes(layers, _bits(layers), group)) > allowed_bytes:
+        moves = []
+        for layer in layers:
+            for bits in layer.losses:
+                lowered = _lowered(layers, layer, bits)
+                saved = taken - taken_bytes(layers, _bits(layers) | lowered, group)
+                if saved > 0:
+                    moves.append((_price(layers, lowered, saved, bits), layer.name, lowered))
         if not moves:
             break
-        _, _, layer, bits = min(moves, key=lambda move: move[:2])
-        layer.bits = bits
+        _, _, lowered = min(moves, key=lambda move: move[:2])
+        for layer in layers:
+            layer.bits = lowered.get(layer.name, layer.bits)
     return taken
 
 
-def _price(layer: Layer, bits: int, group: int) -> float:
+def _bits(layers: list[Layer]) -> dict[str, int]:
+    return {layer.name: layer.bits for layer in layers}
+
+
+def _lowered(layers: list[Layer], layer: Layer, bits: int) -> dict[str, int]:
+    """Return the bits by name if a layer is given so many: those that read its tensor as it was are lowered with it,
+    since else nothing is saved; each to as many, or the nearest that it has kernels for.
+    """
+    beside = [
+        each for each in layers if each.tensor and each.tensor == layer.tensor and layer.bits == each.bits == FULL
+    ]
+    found = {
+        each.name: max((can for can in each.losses if can <= bits), default=min(each.losses)) for each in beside
+    }  # fmt: skip
+    return found | {layer.name: bits}
+
+
+def _price(layers: list[Layer], lowered: Mapping[str, int], saved: float, bits: int) -> float:
     """Return what a byte costs; what seems to cost nothing is taken in the order of its weights' number of bits."""
-    added = max(layer.losses[bits], 0.0) - max(layer.losses.get(layer.bits, 0.0), 0.0)
-    saved = layer.num_bytes(layer.bits, group) - layer.num_bytes(bits, group)
+    added = sum(
+        max(layer.losses[lowered[layer.name]], 0.0) - max(layer.losses.get(layer.bits, 0.0), 0.0)
+        for layer in layers
+        if layer.name in lowered
+    )
     return max(added, 1e-9 / bits) / saved
 
 
@@ -142,8 +184,8 @@ def _layers(source: Path, model: nn.Module) -> list[Layer]:
         kinds_of_node = {node.op_type for node in nodes}
         if len(kinds_of_node) == 1 and (kind := kinds_of_node.pop()) in _CHOICES:
             weight: Any = named[name].weight
-            names = tuple(node.name for node in nodes)
-            found.append(Layer(name, names, kind, len(weight), weight[0].numel()))
+            names, tensor = tuple(node.name for node in nodes), nodes[0].input[0 if kind == "Gather" else 1]
+            found.append(Layer(name, names, kind, len(weight), weight[0].numel(), tensor=tensor))
     if not found:
         raise ExportError("the graph has no layer that could have fewer bits", hint="leave `budget` out")
     return found

@@ -62,6 +62,26 @@ def test_bits_are_taken_where_a_byte_costs_least() -> None:
     assert [layer.bits for layer in nothing_left] == [4, 4, 8]
 
 
+def test_a_tensor_that_two_layers_read_takes_its_bytes_once_and_is_lowered_for_both() -> None:
+    def layers() -> list[Layer]:
+        return [
+            Layer("embedding", ("a",), "Gather", 64, 64, {8: 0.1, 4: 0.4}, tensor="shared"),
+            Layer("head", ("b",), "Gemm", 64, 64, {8: 0.1}, tensor="shared"),
+            Layer("other", ("c",), "MatMul", 64, 64, {8: 0.25}, tensor="own"),
+        ]
+
+    found, once = layers(), 4 * 64 * 64
+    assert allocate(found, 2 * once, 32) == 2 * once
+    assert [layer.bits for layer in found] == [32, 32, 32], "as large as the file that there is"
+    whole = allocate(found, 2 * once - 1, 32)
+    assert [layer.bits for layer in found] == [32, 32, 8], "0.25 for three quarters of it, not 0.2 for half"
+    assert whole == once + found[2].num_bytes(8, 32)
+    allocate(found, once, 32)
+    assert [layer.bits for layer in found] == [8, 8, 8], "one alone would add bytes"
+    allocate(found, 13_000, 32)
+    assert [layer.bits for layer in found] == [4, 8, 8]
+
+
 def test_a_file_larger_than_estimated_takes_more_bits_until_none_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
