@@ -56,6 +56,7 @@ def edit(path: Path, record: str, content: bytes) -> None:
 
 
 @compiles
+@pytest.mark.slow
 def test_a_model_is_compiled_and_answers_as_before(tmp_path: Path) -> None:
     from orchestrator.compress.writers.aoti import compile_package
     from orchestrator.export.trace import traces

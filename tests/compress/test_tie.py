@@ -74,6 +74,7 @@ def test_neighbours_become_one_and_are_trained_as_one(trained: Trained, tmp_path
     assert block(three, 4) is block(three, 5)
 
 
+@pytest.mark.slow
 def test_the_file_holds_tied_blocks_once_and_answers_as_the_model(trained: Trained, tmp_path: Path) -> None:
     state, context = tied(trained, tmp_path)
     own = sum(parameter.numel() for parameter in block(state, 1).parameters()) * 4

@@ -7,6 +7,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def test_a_hostile_archive_is_refused_and_nothing_runs(name: str, records: Recor
 def test_the_bomb_would_go_off_without_the_check(records: Records, tmp_path: Path) -> None:
     trace = tmp_path / "ran"
     path = pack(_sample_inputs(records, trace), tmp_path / "model.pt2")
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever torch makes of it
+    with suppress(Exception):  # whatever torch makes of it: it may raise or only log, by which handlers there are
         torch.export.load(path)
     assert trace.exists()
 
