@@ -84,7 +84,7 @@ def text() -> Trained:
 
 
 BOUNDS = [
-    ("int8-static", {}, 2.2, 0.004),
+    pytest.param("int8-static", {}, 2.2, 0.004, marks=pytest.mark.slow),
     pytest.param("int8-weight", {}, 2.5, 0.002, marks=pytest.mark.slow),
     pytest.param("int4-weight", {"algorithm": "gptq"}, 3, 0.01, marks=pytest.mark.slow),
     pytest.param("int4-weight", {}, 3, 0.02, marks=pytest.mark.slow),

@@ -126,6 +126,7 @@ def test_syncing_an_ended_sweep_ends_a_trial_that_was_left_open(run: RunDir, sta
     assert client.get_run(state.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_three_senders_on_one_fresh_store_do_not_race(tmp_path: Path, start: Start) -> None:
     handles = []
     for number in range(3):
@@ -150,7 +151,7 @@ def silent_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("case", ["closed", "silent"])
+@pytest.mark.parametrize("case", ["closed", pytest.param("silent", marks=pytest.mark.slow)])
 def test_a_server_that_does_not_answer_stops_a_first_start_and_says_what_to_do(
     run: RunDir, start: Start, case: str, silent_port: int
 ) -> None:
@@ -170,7 +171,7 @@ def test_a_server_that_does_not_answer_stops_a_first_start_and_says_what_to_do(
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("case", ["closed", "silent"])
+@pytest.mark.parametrize("case", ["closed", pytest.param("silent", marks=pytest.mark.slow)])
 def test_the_end_of_an_offline_run_does_not_wait_for_a_server_that_never_answers(
     run: RunDir, start: Start, case: str, silent_port: int
 ) -> None:
@@ -250,6 +251,7 @@ def test_resume_never_waits_and_goes_on_in_the_same_mlflow_run(run: RunDir, star
     assert_each_step_once(history(client, run_id), range(1, 101))
 
 
+@pytest.mark.slow
 def test_an_old_sender_leaves_the_last_word_to_the_one_of_the_resumed_run(run: RunDir, start: Start) -> None:
     old = start(run, write_request(run, run_name="job-1"))
     run_id = old.wait_ready().run_id

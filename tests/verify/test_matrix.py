@@ -68,6 +68,7 @@ def test_the_whole_matrix_agrees() -> None:
     assert_agree(run_spots(ALL, num_steps=2))
 
 
+@pytest.mark.slow
 def test_a_matrix_that_was_interrupted_goes_on_with_what_is_missing_or_failed(tmp_path: Path) -> None:
     among = [spot for spot in ALL if spot.layout.world_size == 2 and spot.model == "mlp" and spot.candidate is not None]
     first, second, third = (Cell("mlp", 2, label_of(spot), spot.schedule, 1e-16) for spot in among[:3])
