@@ -7,7 +7,17 @@ import sys
 import time
 from importlib import import_module
 
-BENCHMARKS = ("startup", "engine_step", "first_step", "layouts", "compression", "sweeps", "population", "mfu")
+BENCHMARKS = (
+    "startup",
+    "engine_step",
+    "first_step",
+    "recovery",
+    "layouts",
+    "compression",
+    "sweeps",
+    "population",
+    "mfu",
+)
 
 
 def main(names: list[str]) -> None:
