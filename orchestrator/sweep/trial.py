@@ -23,7 +23,8 @@ class Trial:
     over repeats; `stopped_at` the one at which the scheduler ended the trial (0: none). `curve` holds (step, metrics)
     of each. `settings` are values of its job beside the point's, `predicted` what the searcher expected,
     `ranked_by` from which supernet it did. `seconds` and `worker_s` (times the workers that each had) are sums over
-    attempts that are over; `under_way` is the repeat and time of one that is not, `began` its start in this process. A member of a population has a `birth`, and a `fork` once it has its parent's checkpoint.
+    attempts that are over; `under_way` is the repeat and time of one that is not, `began` its start in this process. A
+    member of a population has a `birth`, and a `fork` once it has its parent's checkpoint.
     """
 
     number: int
