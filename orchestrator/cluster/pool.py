@@ -160,6 +160,10 @@ class Pool:
         return next((gang for gang in self._gangs if gang.trial == trial), None)
 
     def _idle(self, need: Resources, layout: Layout | None) -> Gang | None:
+        there = {node.name for node in self.nodes}
+        for gang in [each for each in self._gangs if each.trial is None]:
+            if any(seat.node not in there for seat in gang.seats):  # it died with its node, and no trial is at fault
+                self._disband(gang)
         idle = [each for each in self._gangs if each.trial is None and each.need == need]
         return next((each for each in idle if suits(self.nodes, each.seats, need, layout)), None)
 

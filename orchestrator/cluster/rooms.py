@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from math import floor
 from typing import Any
 
+from orchestrator.cluster.nodes import as_node
 from orchestrator.errors import NotAbleError
 from orchestrator.log import get_logger
 from orchestrator.plan.layout import Layout
@@ -54,9 +54,8 @@ def read_rooms(need: Resources) -> list[Room]:
 
 
 def num_ranks(resources: dict[str, float], need: Resources) -> int:
-    """Return how many ranks fit into these resources."""
-    asked = {"CPU": need.cpus_per_worker, "GPU": need.gpus_per_worker}
-    return min(floor((resources.get(name, 0.0) + 1e-6) / amount) for name, amount in asked.items() if amount)
+    """Return how many ranks fit into these resources; a rank's share of a GPU is of one GPU."""
+    return as_node("", resources).holds(need)
 
 
 def selectors(nodes: tuple[str, ...]) -> list[dict[str, str]] | None:

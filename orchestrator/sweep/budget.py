@@ -4,6 +4,8 @@ while a supernet trains.
 
 from __future__ import annotations
 
+import time
+
 from orchestrator.spec.sweep import SweepSection
 from orchestrator.sweep.ledger import Ledger
 
@@ -17,10 +19,14 @@ def budget_spent(sweep: SweepSection, ledger: Ledger, elapsed_s: float, supernet
 
 
 def seconds_spent(sweep: SweepSection, ledger: Ledger, elapsed_s: float, supernet_s: float = 0.0) -> str:
-    """Return which budget of time, worker time or money is spent, in words; "" when there is more of all."""
+    """Return which budget of time, worker time or money is spent, in words; "" when there is more of all.
+
+    Trials under way count for what they have used by now.
+    """
     if sweep.time_s is not None and elapsed_s >= sweep.time_s:
         return f"the time is up ({sweep.time_s:g} s)"
-    worker_s = supernet_s + sum(trial.seconds * trial.workers for trial in ledger.trials.values())
+    now_s = time.monotonic()
+    worker_s = supernet_s + sum(trial.worker_s_by(now_s) for trial in ledger.trials.values())
     if sweep.worker_s is not None and worker_s >= sweep.worker_s:
         return f"the budget of {sweep.worker_s:g} worker seconds is spent"
     if sweep.cost is not None and sweep.cost.limit is not None and sweep.cost.of(worker_s) >= sweep.cost.limit:

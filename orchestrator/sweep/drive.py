@@ -67,6 +67,8 @@ class SweepLoop:
         self._smallest: Resources | None = None
         self._stopping = self._searching = False
         self._supernet_s = 0.0
+        self._most: tuple[float, float] = (0.0, 0.0)  # CPUs and GPUs that the cluster had at any time
+        self._waits_since: float | None = None
 
     def execute(self) -> None:
         """Run to the end. Whatever is raised, no trial's process is left (the pool is closed by its owner)."""
@@ -102,9 +104,22 @@ class SweepLoop:
         if self._stop_asked():
             return False
         if queue:
-            self._refuse(queue.popleft())
+            if not self._may_come_back():
+                self._refuse(queue.popleft())
             return True
         return self._searching
+
+    def _may_come_back(self) -> bool:
+        """Say whether nodes are gone that were there, and `cluster.wait_s` is not over since work ended for that."""
+        now, wait_s = time.monotonic(), self.job.cluster.wait_s
+        if self.pool.cpus >= self._most[0] and self.pool.gpus >= self._most[1]:
+            return False
+        if self._waits_since is None:
+            self._waits_since = now
+            left = what_is_there(self.pool)
+            said = f"nodes are gone, and what is left, {left}, is too small; waiting for them up to {wait_s:g} s"
+            self.on_event(Event("note", said))
+        return now - self._waits_since < wait_s
 
     def _seconds_spent(self) -> str:
         return seconds_spent(self.sweep, self.ledger, self.elapsed_s, supernet_seconds(self.run))
@@ -119,6 +134,7 @@ class SweepLoop:
     def _place(self) -> None:
         after, queue = self.under_way.after, self.under_way.queue
         self._searching = False
+        self._most = max(self._most[0], self.pool.cpus), max(self._most[1], self.pool.gpus)
         while not self._stop_asked() and self._has_room():
             if after.beside:
                 if not self.pool.can_start(after.beside[0].work.feasible.plan.resources):
@@ -205,7 +221,7 @@ class SweepLoop:
             control.request_stop(work.run, "ended by the scheduler")
             work.stop_reason = "scheduler"
         if training is None:
-            self.under_way.working[slot] = work
+            self.under_way.working[slot], self._waits_since = work, None
             self.pool.start(slot, share, need, layout)
         self.closer.tell("begun", trial)
         if training is not None:

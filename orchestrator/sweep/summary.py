@@ -53,7 +53,7 @@ class Summary:
     @property
     def worker_s(self) -> float:
         """Seconds of workers used, by trials and by supernets."""
-        return self.supernet_s + sum(trial.seconds * trial.workers for trial in self.trials.values())
+        return self.supernet_s + sum(trial.worker_s for trial in self.trials.values())
 
     @property
     def cost(self) -> float | None:

@@ -22,8 +22,9 @@ class Trial:
     begun, `digests` what its job was (`spec.digest`). `evaluations` is the number of the newest evaluation, counted
     over repeats; `stopped_at` the one at which the scheduler ended the trial (0: none). `curve` holds (step, metrics)
     of each. `settings` are values of its job beside the point's, `predicted` what the searcher expected,
-    `ranked_by` from which supernet it did. `seconds` is the sum over attempts that are over; `under_way` the repeat and
-    time of one that is not. A member of a population has a `birth`, and a `fork` once it has its parent's checkpoint.
+    `ranked_by` from which supernet it did. `seconds` and `worker_s` (times the workers that each had) are sums over
+    attempts that are over; `under_way` is the repeat and time of one that is not, `began` its start in this process. A
+    member of a population has a `birth`, and a `fork` once it has its parent's checkpoint.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Trial:
     digests: dict[int, str] = field(default_factory=dict)
     workers: int = 1
     seconds: float = 0.0
+    worker_s: float = 0.0
     under_way: tuple[int, float] | None = None
     step: int = 0
     total_steps: int = 0
@@ -69,6 +71,10 @@ class Trial:
         """What its job has in place of the swept job's values: the point, and the searcher's settings for it."""
         return {**self.point, **self.settings}
 
+    def worker_s_by(self, now_s: float) -> float:
+        """Return worker seconds of all attempts, of the one under way up to now (on the monotonic clock)."""
+        return self.worker_s + (max(0.0, now_s - self.began) * self.workers if self.began else 0.0)
+
     def apply(self, record: Mapping[str, Any]) -> None:
         """Take in one line of the ledger. Raises KeyError, TypeError, ValueError when it is not well-formed."""
         match record["event"]:
@@ -77,7 +83,7 @@ class Trial:
             case "evaluated":
                 self._evaluate(record)
             case "left":
-                self.seconds, self.under_way = self.seconds + float(record["seconds"]), None
+                self._leave(float(record["seconds"]))
             case "forked":
                 self.fork = Fork(str(record["checkpoint"]), str(record["sha256"]))
             case "repeat":
@@ -91,6 +97,10 @@ class Trial:
         self.state, self.workers = "running", int(record["workers"])
         self.attempts[repeat] = self.attempts.get(repeat, 0) + 1
         self.digests[repeat], self.under_way = str(record["job"]), (repeat, float(record["time_s"]))
+
+    def _leave(self, seconds: float) -> None:
+        self.seconds, self.under_way = self.seconds + seconds, None
+        self.worker_s += seconds * self.workers
 
     def _evaluate(self, record: Mapping[str, Any]) -> None:
         self.evaluations, self.step = int(record["number"]), int(record["step"])

@@ -31,7 +31,7 @@ def check_plain(archive: Path) -> None:
             if not _RECORD.fullmatch(name) or (name.endswith(".pt") and info.file_size):
                 raise ValueError(f"{archive}: the record {name!r} is not loaded: it may hold a pickle")
             if name.endswith("_config.json"):
-                config = json.loads(file.read(name))["config"]
+                config = json.loads(file.read(info))["config"]
                 if any(entry.get("use_pickle") is not False for entry in config.values()):
                     raise ValueError(f"{archive}: {name!r} names a pickled tensor")
 

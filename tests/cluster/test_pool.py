@@ -35,9 +35,10 @@ class FakeRay:
         self.exceptions = SimpleNamespace(RayError=RayError)
         self.done: dict[str, Any] = {}
         self.killed: list[Any] = []
+        self.alive = ["here"]
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"NodeID": "here", "Alive": True, "Resources": {"CPU": 4.0}}]
+        return [{"NodeID": name, "Alive": True, "Resources": {"CPU": 4.0}} for name in self.alive]
 
     def wait(self, calls: list[str], *, num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
         return [call for call in calls if call in self.done][:num_returns], []
@@ -178,3 +179,15 @@ def test_workers_that_are_not_up_in_time_have_failed(pool: Pool, clock: dict[str
     pool.start(7, Share("folder"), TWO)
     clock["s"] += 61.0
     assert only(pool.poll(0.0)).kind == "placement"
+
+
+def test_idle_processes_of_a_node_that_is_gone_are_given_no_trial(
+    pool: Pool, ray: FakeRay, clock: dict[str, float]
+) -> None:
+    pool.warm(ONE, 3)
+    ray.alive = ["another"]
+    clock["s"] += 2.0
+    assert pool.can_start(ONE)
+    assert len(ray.killed) == 3
+    pool.start(7, Share("folder"), ONE)
+    assert pool.free[0].cpus == 3.0

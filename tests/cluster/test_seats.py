@@ -101,6 +101,10 @@ def test_room_is_what_every_resource_leaves() -> None:
     assert num_ranks({"CPU": 1.0, "GPU": 8.0}, need) == 2
     assert num_ranks({"CPU": 64.0}, need) == 0
     assert num_ranks({"CPU": 1.5}, Resources(2, 0.5, 0.0, "gloo", "cpu")) == 3
+    shares = Resources(4, cpus_per_worker=1.0, gpus_per_worker=0.75, backend="gloo", device="cuda")
+    assert num_ranks({"CPU": 8.0, "GPU": 3.0}, shares) == 3, (
+        "three GPUs have no room for four workers of three quarters"
+    )
 
 
 def test_every_worker_is_pinned_to_its_node_and_none_where_ray_chooses() -> None:

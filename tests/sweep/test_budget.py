@@ -21,8 +21,10 @@ def ledger_of(path: Path) -> Ledger:
     ledger = Ledger(path)
     for lr, workers, seconds in ((0.1, 3, 600.0), (0.2, 1, 1800.0), (0.3, 1, 0.0)):
         trial = ledger.propose({"optim.lr": lr}, origin="search", asked=1)
-        trial.workers, trial.seconds = workers, seconds
-        trial.state = "finished" if seconds else "infeasible"
+        if seconds:
+            ledger.begin(trial, 0, workers=workers, job="")
+            ledger.leave(trial, 0, seconds)
+        ledger.end(trial, "finished" if seconds else "infeasible")
     return ledger
 
 
@@ -44,6 +46,30 @@ def test_the_budget_that_is_spent_is_named(tmp_path: Path, budget: dict[str, Any
     sweep = load_spec(tiny_sweep(tmp_path, {"trials": None, **budget})).sweep
     assert sweep is not None
     assert budget_spent(sweep, ledger_of(tmp_path / "ledger.jsonl"), 60.0) == said
+
+
+def test_an_attempt_counts_with_the_workers_that_it_had(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    trial = ledger.propose({"optim.lr": 0.1}, origin="search", asked=1)
+    for workers, seconds in ((1, 100.0), (4, 10.0)):  # resumed in another layout
+        ledger.begin(trial, 0, workers=workers, job="")
+        ledger.leave(trial, 0, seconds)
+    ledger.close()
+    job = load_spec(tiny_sweep(tmp_path, {}))
+    again = Ledger(ledger.path)
+    assert Summary(job, objectives_of(job), again.trials, [], 60.0).worker_s == 140.0
+
+
+def test_trials_under_way_count_for_what_they_have_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = load_spec(tiny_sweep(tmp_path, {"trials": None, "worker_s": 50.0})).sweep
+    assert sweep is not None
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    trial = ledger.propose({"optim.lr": 0.1}, origin="search", asked=1)
+    ledger.begin(trial, 0, workers=2, job="")
+    trial.began = 1000.0
+    for now_s, said in ((1024.0, ""), (1025.0, "the budget of 50 worker seconds is spent")):
+        monkeypatch.setattr("orchestrator.sweep.budget.time.monotonic", lambda now_s=now_s: now_s)
+        assert budget_spent(sweep, ledger, 60.0) == said
 
 
 def test_the_cost_is_told_where_a_price_is_given_and_only_there(tmp_path: Path) -> None:

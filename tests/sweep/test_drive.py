@@ -273,6 +273,37 @@ def test_a_retried_trial_counts_no_evaluation_twice(tmp_path: Path) -> None:
     assert len(told) == len(set(told))
 
 
+class FlakyPool(FakePool):
+    """A cluster whose only node is away from one evaluation on, for `away` looks at it."""
+
+    def __init__(self, trainer: Trainer, away: int) -> None:
+        super().__init__(trainer, slots=1, on_event=self._tell)
+        self._away, self._left = away, 0
+
+    def _tell(self, told: int) -> None:
+        if told == 2:
+            self._left, self.cpus = self._away, 0.0
+
+    def can_start(self, need: Any, layout: Any = None) -> bool:
+        self._left = max(0, self._left - 1)
+        self.cpus = 0.0 if self._left else 1.0
+        return not self._left and super().can_start(need, layout)
+
+
+@pytest.mark.parametrize(("wait_s", "state"), [(300.0, "finished"), (1e-9, "infeasible")])
+def test_a_trial_whose_node_is_gone_waits_for_it_to_come_back_but_not_for_ever(
+    tmp_path: Path, wait_s: float, state: str
+) -> None:
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05]})
+    data["cluster"]["wait_s"] = wait_s
+    run, notes = folder_for(data), list[str]()
+    pool = FlakyPool(Trainer({("t000", 1): (12, DIED)}), away=5 if state == "finished" else 1000)
+    loop = drive(run, data, pool, on_told=lambda event: notes.append(event.text) if event.kind == "note" else None)
+    assert loop.ledger.trials[0].state == state
+    assert len(notes) == 1
+    assert notes[0].startswith("nodes are gone")
+
+
 def test_the_failures_that_are_forgiven_are_counted_anew_at_a_resume(tmp_path: Path) -> None:
     data = sweep_of(tmp_path, space={"optim.lr": [0.05]})
     data["cluster"]["max_failures"] = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -181,3 +182,17 @@ def test_the_loader_refuses_pickles_and_altered_files(tmp_path: Path) -> None:
         archive.writestr("model/data/weights/extra.pkl", pickle.dumps({"a": 1}))
     with pytest.raises(ValueError, match=r"extra\.pkl"):
         check_plain(plain)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_every_record_is_looked_at_also_when_two_have_one_name(tmp_path: Path) -> None:
+    from orchestrator.tracking.served.program import check_plain as check_served
+
+    path = tmp_path / "twice.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        for use_pickle in (True, False):
+            page = {"config": {"weight": {"path_name": "weight_0", "use_pickle": use_pickle}}}
+            archive.writestr("model/data/weights/model_weights_config.json", json.dumps(page))
+    for check in (lambda: check_plain(path), lambda: check_served(path.read_bytes())):
+        with pytest.raises(ValueError, match="names a pickled tensor"):
+            check()
