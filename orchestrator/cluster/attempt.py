@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.cluster.failure import Failure
 from orchestrator.runs.paths import RunDir
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What every rank does: the function `entry` (`package.module:name`), given the `seal` of what it was handed."""
+
+    entry: str = "orchestrator.train.entry:run_rank"
+    seal: str = ""
 
 
 @dataclass(frozen=True)
@@ -17,6 +25,7 @@ class Order:
     attempt: int
     token: int
     resume: bool
+    errand: Errand = field(default_factory=Errand)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def compress_stage(run: RunDir, spec: JobSpec, on_event: Callable[[Event], None]
     if not spec.compress.steps:
         return {}
     on_event(Event("finishing", "compressing: " + ", ".join(step.use for step in spec.compress.steps)))
-    return run_stage(run, "orchestrator.compress.stage", run.compress)
+    return run_stage(run, "orchestrator.cluster.compress_stage", run.compress)
 
 
 def run_stage(run: RunDir, module: str, outcome: Path, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:

@@ -104,6 +104,8 @@ def build_trainer(
             "token": order.token,
             "resume": int(order.resume),
             "nodes": list(nodes),
+            "entry": order.errand.entry,
+            "seal": order.errand.seal,
         },
         torch_config=TorchConfig(backend=need.backend, timeout_s=timeout_s),
         scaling_config=ScalingConfig(**as_scaling(need, nodes)),

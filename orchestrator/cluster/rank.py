@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from orchestrator.cluster.attempt import Errand
 from orchestrator.cluster.failure import failure_of, write_failure
 from orchestrator.cluster.seats import Seat, own_seat, require_node, write_seat
 from orchestrator.runs.heartbeat import read_heartbeats
@@ -16,7 +18,9 @@ from orchestrator.runs.parent import die_with_parent
 from orchestrator.runs.paths import RunDir
 
 if TYPE_CHECKING:
-    from orchestrator.train.ports import FitResult, StepReport
+    from orchestrator.train.ports import StepReport
+
+USUAL = Errand()
 
 
 def run_guarded(
@@ -31,8 +35,9 @@ def run_guarded(
     report: Callable[[StepReport], None] | None = None,
     seat: Seat | None = None,
     wanted_node: str = "",
-) -> FitResult:
-    """Train as one rank of a run; its first step waits until the driver allows it.
+    errand: Errand = USUAL,
+) -> Any:
+    """Do a rank's `errand` (by default: train as one of a run); its first step waits until the driver allows it.
 
     `seat` says where this process runs (absent: on this machine), `wanted_node` where it was meant to. What the rank
     raises is left in the run's folder for the driver, then raised again. Output of any kind goes to
@@ -45,9 +50,8 @@ def run_guarded(
         seat = seat or own_seat(rank, local_rank)
         require_node(seat, wanted_node)
         write_seat(run, attempt, seat)
-        from orchestrator.train.entry import run_rank
-
-        return run_rank(
+        handed = {"seal": errand.seal} if errand.seal else {}
+        return pkgutil.resolve_name(errand.entry)(
             run,
             rank=rank,
             world_size=world_size,
@@ -57,6 +61,7 @@ def run_guarded(
             resume=resume,
             wait_for_go=True,
             report=report or (lambda report: None),
+            **handed,
         )
     except BaseException as error:
         # Whatever ends a rank must be told: the launcher's own wrapping loses rank, step and hint.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cluster.attempt import Errand
 from orchestrator.cluster.rank import run_guarded
 from orchestrator.cluster.seats import own_seat
 from orchestrator.log import get_logger
@@ -17,7 +18,10 @@ _log = get_logger("cluster")
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train as the rank that Ray assigned. Keys: folder, attempt, token, resume, nodes (one per rank, or none)."""
+    """Do what the rank that Ray assigned is to do.
+
+    Keys: folder, attempt, token, resume, nodes (one per rank, or none), entry, seal.
+    """
     import ray.train
     import ray.util
 
@@ -35,6 +39,7 @@ def train_worker(config: dict[str, Any]) -> None:
         report=RayReporter(),
         seat=own_seat(rank, local_rank, node=node, address=address),
         wanted_node=config["nodes"][rank] if config["nodes"] else "",
+        errand=Errand(str(config["entry"]), str(config["seal"])),
     )
 
 

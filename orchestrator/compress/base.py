@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from orchestrator.errors import ExportError
 from orchestrator.plan.layout import Layout
 from orchestrator.plan.plan import Plan
-from orchestrator.spec.job import JobSpec
+from orchestrator.spec.job import ClusterSection, JobSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from orchestrator.compress.recover import Course, Recovered
     from orchestrator.data.dataset import Dataset
 
 MODULE, EXPORTED, ARTIFACT = "module", "exported", "artifact"
@@ -52,11 +53,21 @@ class State:
         return self.folder / self.files[0]
 
 
+class Launch(Protocol):
+    """Trains a model in place on the ranks of a layout, and says how it went. Handed in by who knows clusters.
+
+    Raises TrainError when it fails for good.
+    """
+
+    def __call__(self, model: nn.Module, context: Context, course: Course, layout: Layout) -> Recovered: ...
+
+
 @dataclass(frozen=True)
 class Context:
     """What a step may look at beside the state. `teacher` is the model before any step; `folder` is the step's own.
 
-    `job` and `plan` are for one process; `layout` is that of the job as it was trained.
+    `job` and `plan` are for one process; `layout` and `cluster` are those of the job as it was trained. `launch` finds
+    the ranks that train; None: processes of this machine.
     """
 
     job: JobSpec
@@ -66,6 +77,8 @@ class Context:
     folder: Path
     dtype: str = "float32"
     layout: Layout = field(default_factory=Layout)
+    cluster: ClusterSection = field(default_factory=ClusterSection)
+    launch: Launch | None = None
 
     def calibration(self) -> tuple[Tensor, Tensor]:
         """Return (inputs, targets) that steps may choose ranges and importance by, never those of the test split."""

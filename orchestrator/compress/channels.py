@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.compress.masks import fill_gradients
-from orchestrator.compress.prune import kept_width
-from orchestrator.compress.recover import recover
+from orchestrator.compress.prune import kept_width, recover_between
 from orchestrator.errors import ExportError, NotAbleError
 from orchestrator.export.weights import plain_copy
 
@@ -38,7 +37,7 @@ def prune_channels(model: nn.Module, config: Config, context: Context) -> nn.Mod
         _one_round(twin, config, inputs[:2], config.ratio * number / config.rounds, widths)
         twin.zero_grad(set_to_none=True)
         if number < config.rounds:
-            recover(twin, context, epochs=config.recover_epochs)
+            recover_between(twin, config, context)
     twin = plain_copy(twin)
     with torch.no_grad():
         shape = twin(inputs[:2]).shape

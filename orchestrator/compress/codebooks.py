@@ -79,6 +79,7 @@ class _Part:
     """One weight. `counts` are of the whole weight, codes are of this rank's piece."""
 
     def __init__(self, weight: nn.Parameter, code: Tensor) -> None:
+        code = code.to(weight.device)
         own = own_slice(code, weight)
         self._weight, self._open, self._codes = weight, own >= 0, own[own >= 0]
         self._counts = torch.bincount(code[code >= 0], minlength=1).clamp(min=1)

@@ -31,6 +31,7 @@ class Crew:
 
     layout: Layout = field(default_factory=Layout)
     rank: int = 0
+    device: torch.device = CPU
 
     @property
     def num_data_ranks(self) -> int:
@@ -44,11 +45,14 @@ class Crew:
 
     def seed_noise(self, seed: int) -> None:
         """Seed what dropout draws from; every data rank draws its own, the first what a process alone draws."""
-        seed_noise(seed if self.data_rank == 0 else seed_of(seed, "noise", self.data_rank), CPU)
+        seed_noise(seed if self.data_rank == 0 else seed_of(seed, "noise", self.data_rank), self.device)
 
     def apply(self, model: nn.Module, context: Context) -> ParallelModel:
-        """Bring the model under the layout, in place. Collective. Raises PlanError when it cannot be."""
-        mesh = build_mesh(self.layout, "cpu")
+        """Bring the model under the layout, in place, on this rank's device. Collective.
+
+        Raises PlanError when it cannot be.
+        """
+        mesh = build_mesh(self.layout, self.device.type)
         if mesh is not None:
             _pool_norms(model)
             synchronise_norms(model, data_group(mesh, self.layout))
@@ -58,7 +62,7 @@ class Crew:
             model,
             self.layout,
             mesh,
-            CPU,
+            self.device,
             materialise=lambda module, copies: None,  # it has its weights already, the same on every rank
             shard_units=units,
             memory_format=_memory_format(model, context),

@@ -34,10 +34,11 @@ class Features:
     def __init__(self, model: nn.Module, lessons: Lessons, context: Context) -> None:
         """Raises ExportError for a name that either model lacks, or for features that no map over channels relates."""
         self._names = chosen(model, lessons.teacher, lessons.features)
-        self._teacher = plain_copy(lessons.teacher)  # hooks on a copy: the teacher is somebody else's, too
         self._wanted: dict[str, Tensor] = {}
         self._found: dict[str, Tensor] = {}
-        inputs = context.calibration()[0][:_ROWS]
+        device = next(model.parameters()).device
+        self._teacher = plain_copy(lessons.teacher).to(device)  # hooks on a copy: the teacher is somebody else's, too
+        inputs = context.calibration()[0][:_ROWS].to(device)
         theirs, mine = (_outputs(each, self._names, inputs) for each in (self._teacher, model))
         maps: dict[str, nn.Module] = {}
         with torch.random.fork_rng(devices=[]):
@@ -45,6 +46,8 @@ class Features:
             for name in self._names:
                 maps[name.replace(".", "-")] = _map(name, mine[name], theirs[name])
         # Of a fixed set of samples: a batch's own would make the loss a matter of how it is divided over ranks.
+        for each in maps.values():
+            each.to(device)
         self._scales = {name: float(theirs[name].square().mean().clamp(min=1e-12)) for name in self._names}
         model.add_module(_PLACE, nn.ModuleDict(maps))
         _watch(self._teacher, self._names, self._wanted.__setitem__)

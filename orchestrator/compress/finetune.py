@@ -56,9 +56,6 @@ class Ranked(Protocol):
     """A step's config that says on how many ranks it trains."""
 
     @property
-    def batch_size(self) -> int | None: ...
-
-    @property
     def replicate(self) -> int | None: ...
 
     @property
@@ -79,7 +76,14 @@ class Mixing(Protocol):
     def mixup(self) -> bool: ...
 
 
-class Training(Ranked, Protocol):
+class Batched(Ranked, Protocol):
+    """One that may have a batch size of its own."""
+
+    @property
+    def batch_size(self) -> int | None: ...
+
+
+class Training(Batched, Protocol):
     """A step's config that says how it trains."""
 
     @property
@@ -131,16 +135,20 @@ def training_layout(asked: Ranked, job_layout: Layout) -> Layout:
     return Layout(replicate=job_layout.replicate, shard=job_layout.shard)
 
 
-def layout_problems(config: Ranked, job: JobSpec, layout: Layout) -> list[Complaint]:
+def layout_problems(config: Batched, job: JobSpec, layout: Layout) -> list[Complaint]:
     """Return why a step cannot train under the job's layout, as (key, message, hint)."""
+    return rank_problems(config, config.batch_size or job.train.batch_size, layout, key="batch_size")
+
+
+def rank_problems(config: Ranked, size: int, layout: Layout, *, key: str = "replicate") -> list[Complaint]:
+    """Return why batches of `size` samples cannot be trained on the ranks that a step asks for; `key` is to blame."""
     try:
         found = training_layout(config, layout)
     except PlanError as error:
         return [("replicate", error.message, error.hint)]
-    size = config.batch_size or job.train.batch_size
     if size % found.num_data_ranks:
         message = f"a batch of {size} does not divide over {found.num_data_ranks} data ranks"
-        return [("batch_size", message, f"make it a multiple of {found.num_data_ranks}, or set the step's `replicate`")]
+        return [(key, message, f"make it a multiple of {found.num_data_ranks}, or set the step's `replicate`")]
     return []
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from orchestrator.compress.recover import recover
+from orchestrator.compress.prune import recover_between
 from orchestrator.compress.targets import Layer, input_moments, weighted_layers
 from orchestrator.errors import ExportError
 from orchestrator.export.weights import plain_copy
@@ -47,7 +47,7 @@ def prune_weights(model: nn.Module, config: Config, context: Context) -> tuple[n
         masks = {f"{name}.weight": kept[name].view_as(layer.weight) for name, layer in layers.items()}
         twin.zero_grad(set_to_none=True)
         if number < config.rounds:
-            recover(twin, context, epochs=config.recover_epochs, masks=masks)
+            recover_between(twin, config, context, masks)
     return plain_copy(twin), masks
 
 

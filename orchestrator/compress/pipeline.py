@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import __version__, plugins
 from orchestrator.compress import artifact
-from orchestrator.compress.base import MODULE, Change, Compressor, Context, State, Trains
+from orchestrator.compress.base import MODULE, Change, Compressor, Context, Launch, State, Trains
 from orchestrator.compress.manifest import Link, Page, entry_of, read_page, write_page
 from orchestrator.compress.verify import check_artifact, time_artifact, weigh_processes
 from orchestrator.errors import ExportError, OrchestratorError
@@ -23,7 +23,7 @@ from orchestrator.export.weights import digest_weights, plain_copy, state_tensor
 from orchestrator.plan.layout import Layout
 from orchestrator.plan.plan import Plan
 from orchestrator.spec.base import Use
-from orchestrator.spec.job import JobSpec
+from orchestrator.spec.job import ClusterSection, JobSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +38,8 @@ _SAME_SIZE = ("finetune", "distill", "share", "export")  # masks and codebooks a
 class Trained:
     """A trained model in memory, and all that compressing and judging it take. `split` is the final one.
 
-    `job` and `plan` are for one process; `layout` is that of the job as it was trained.
+    `job` and `plan` are for one process; `layout` and `cluster` are those of the job as it was trained, `launch` finds
+    ranks there (None: on this machine).
     """
 
     job: JobSpec
@@ -50,6 +51,8 @@ class Trained:
     split: str
     dtype: str
     layout: Layout = field(default_factory=Layout)
+    cluster: ClusterSection = field(default_factory=ClusterSection)
+    launch: Launch | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,17 @@ class _Run:
         """Return what a step may look at."""
         trained = self._trained
         place = self._folder / (f"{number}_{use}" if number else use)
-        return Context(trained.job, trained.plan, trained.data, trained.model, place, trained.dtype, trained.layout)
+        return Context(
+            trained.job,
+            trained.plan,
+            trained.data,
+            trained.model,
+            place,
+            trained.dtype,
+            trained.layout,
+            trained.cluster,
+            trained.launch,
+        )
 
     def steps(self, baseline: StepReport) -> State:
         """Run every step; return the last state."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from orchestrator.plan.compress import Widths
+    from orchestrator.plan.layout import Layout
     from orchestrator.spec.job import JobSpec
 
 Complaint = tuple[str, str, str]
@@ -33,7 +34,7 @@ class Config:
     feed-forwards, likewise), `heads` of attention, `depth` (whole blocks). Zeros only, for `pack` to leave out:
     `unstructured` (the least weights of the whole model) and `2:4` (two of every four inputs in a row, ratio 0.5);
     `update: hessian` lets the weights that stay make up for the zeros. `rounds` above 1 takes things out little by
-    little, with `recover_epochs` of training between.
+    little, with `recover_epochs` of training between, on the job's data ranks or on `replicate` x `shard` of its own.
 
     `importance`: `auto` is magnitude, and for depth `influence` (how little a block turns what goes through it);
     `taylor` is weight times gradient, `random` a control. The model's last layer keeps its width.
@@ -47,12 +48,18 @@ class Config:
     recover_epochs: float = 1.0
     update: Literal["none", "hessian"] = "none"
     keep: tuple[str, ...] = ()
+    replicate: int | None = None
+    shard: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
             raise ValueError(f"ratio must be above 0 and below 1 (1 would empty every layer), not {self.ratio}")
         if self.multiple_of < 1 or self.rounds < 1 or self.recover_epochs <= 0:
             raise ValueError("multiple_of and rounds must be at least 1, recover_epochs above 0")
+        if any(degree is not None and degree < 1 for degree in (self.replicate, self.shard)):
+            raise ValueError("replicate and shard must be at least 1")
+        if self.rounds == 1 and (self.replicate or self.shard):
+            raise ValueError("replicate and shard are for the training between rounds, and one round has none")
         allowed = _IMPORTANCE.get(self.kind, _WEIGHTS)
         if self.importance == "auto":
             object.__setattr__(self, "importance", allowed[0])
@@ -124,6 +131,24 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
         return []
     message = f"{config.ratio:g} leaves {left} of {sum(held):,} weights for {len(held)} layers: some would have none"
     return [("ratio", message, f"at most {floor(1e4 * (1 - least / sum(held))) / 1e4:g}")]
+
+
+def layout_problems(config: Config, job: JobSpec, layout: Layout) -> list[Complaint]:
+    """Return why the training between rounds cannot run under the job's layout, as (key, message, hint)."""
+    from orchestrator.compress.finetune import rank_problems
+
+    return rank_problems(config, job.train.batch_size, layout) if config.rounds > 1 else []
+
+
+def recover_between(
+    model: nn.Module, config: Config, context: Context, masks: Mapping[str, Tensor] | None = None
+) -> None:
+    """Train between two rounds, in place."""
+    from orchestrator.compress.finetune import training_layout
+    from orchestrator.compress.recover import recover
+
+    layout = training_layout(config, context.layout)
+    recover(model, context, epochs=config.recover_epochs, masks=masks, layout=layout)
 
 
 def build(config: Config) -> Prune:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from orchestrator.compress.features import Features
 from orchestrator.data.order import SampleOrder, random_words, slice_for
 from orchestrator.errors import ExportError, TrainError
 from orchestrator.export.score import cast_inputs
+from orchestrator.export.weights import plain_copy
 from orchestrator.parallel.grads import clip_gradients, gradient_norm
 from orchestrator.parallel.initialise import own_slice
 from orchestrator.parallel.process import sum_over_ranks
@@ -57,6 +58,11 @@ class Lessons:
     features: tuple[str, ...] | str = ()
     features_weight: float = 1.0
     """Inner layers by path (or `auto`), and how much their distance to the teacher's counts beside all else."""
+
+    def on(self, device: torch.device) -> Lessons:
+        """Return the same lessons with the teacher on a device; the one given, others' too, stays where it is."""
+        here = all(parameter.device.type == device.type for parameter in self.teacher.parameters())
+        return self if here else replace(self, teacher=plain_copy(self.teacher).to(device))
 
 
 @dataclass(frozen=True)
@@ -99,15 +105,13 @@ def recover(
     """Train `model` in place for so many passes over the training split (or `steps`); it ends in eval mode, frozen.
 
     `layout` of data ranks (replicate x shard): each is a process, and the weights come out as from one, to rounding.
+    Where those processes are is the matter of `context.launch`; without one they are on this machine.
     Raises TrainError when the loss is not finite, PlanError when the batch does not divide over the ranks.
     """
-    course = Course(epochs, lr, batch_size, lessons, masks or {}, codes or {}, seed, steps)
-    if layout.world_size == 1:
-        _, done = train(model, context, course, Crew())
-    else:
-        from orchestrator.compress.ranks import train_on_ranks
+    from orchestrator.compress.ranks import train_here
 
-        done = train_on_ranks(model, context, course, layout)
+    course = Course(epochs, lr, batch_size, lessons, masks or {}, codes or {}, seed, steps)
+    done = (context.launch or train_here)(model, context, course, layout)
     model.requires_grad_(False).eval()  # its memory layout is mended by `plain_copy`
     return done
 
@@ -124,10 +128,10 @@ def train(
     steps = course.steps or max(1, ceil(course.epochs * len(split) / size))
     order = SampleOrder(len(split), size, job.train.seed if course.seed is None else course.seed)
     loss = build_loss(job, context.plan)
-    told = _Teacher(course.lessons, context, loss, beat) if course.lessons else None
-    features = None
-    if course.lessons is not None and course.lessons.features:
-        features = Features(model, course.lessons, context)
+    model.to(crew.device)
+    lessons = course.lessons.on(crew.device) if course.lessons is not None else None
+    told = _Teacher(lessons, context, loss, beat, crew.device) if lessons is not None else None
+    features = Features(model, lessons, context) if lessons is not None and lessons.features else None
     parallel = crew.apply(model.requires_grad_(True), context)
     module = parallel.module
     optimizer = build_optimizer(_optim(job.optim, course.lr), module.named_parameters())
@@ -136,14 +140,15 @@ def train(
     covers, tied, parameters = _covers(module, course.masks), Tied(module, course.codes), list(module.parameters())
     crew.seed_noise(order.seed)
     module.train()
-    total = torch.zeros(())
+    total = torch.zeros((), device=crew.device)
     for step in range(steps):
         beat(True)
         rows = _own(order.indices(step), crew)
-        inputs, targets = split.batch(rows)
+        inputs, targets = (each.to(crew.device) for each in split.batch(rows))
         inputs = cast_inputs(inputs, context.dtype)
         if told is not None and told.blends:
-            others = cast_inputs(split.batch(_own(np.roll(order.indices(step), 1), crew))[0], context.dtype)
+            others = split.batch(_own(np.roll(order.indices(step), 1), crew))[0].to(crew.device)
+            others = cast_inputs(others, context.dtype)
             shares = _own(_shares(size, order.seed, step), crew).to(inputs)
             inputs = inputs.lerp(others, shares.view(-1, *[1] * (inputs.dim() - 1)))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -155,8 +160,8 @@ def train(
         counted = counted_of(loss, targets, mean_count)
         if told is not None:
             total = told.mix(total, outputs, rows, inputs, counted)
-        if features is not None and course.lessons is not None:
-            total = total + course.lessons.features_weight * features.distance(inputs, counted)
+        if features is not None and lessons is not None:
+            total = total + lessons.features_weight * features.distance(inputs, counted)
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         parallel.reduce_gradients()
@@ -195,7 +200,7 @@ def _mean_count(count: int | None, rows: int, crew: Crew) -> float:
     """Return how many targets a data rank has on average; with one rank, how many there are."""
     if count is None:
         return rows
-    total = sum_over_ranks(torch.tensor(float(count), dtype=torch.float64))
+    total = sum_over_ranks(torch.tensor(float(count), dtype=torch.float64, device=crew.device))
     return max(1.0, float(total)) / crew.num_data_ranks
 
 
@@ -211,24 +216,29 @@ def _covers(module: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Tensor
     missing = sorted(set(masks) - set(named))
     if missing:
         raise ExportError(f"a mask covers '{missing[0]}', which the model does not have")
-    return [(local_gradient(named[name].detach()), own_slice(~mask, named[name])) for name, mask in masks.items()]
+    return [
+        (local_gradient(named[name].detach()), own_slice(~mask.to(named[name].device), named[name]))
+        for name, mask in masks.items()
+    ]
 
 
 class _Teacher:
     """The teacher's answers: computed once where they fit into memory, else batch by batch."""
 
-    def __init__(self, lessons: Lessons, context: Context, loss: Loss, beat: Callable[[bool], None]) -> None:
+    def __init__(
+        self, lessons: Lessons, context: Context, loss: Loss, beat: Callable[[bool], None], device: torch.device
+    ) -> None:
         self._lessons, self._loss = lessons, loss
         self._model = lessons.teacher.eval()
         split = context.data.splits["train"]
         self.blends = lessons.mixup
-        first = self._ask(cast_inputs(split.batch(torch.arange(1))[0], context.dtype))
+        first = self._ask(cast_inputs(split.batch(torch.arange(1))[0].to(device), context.dtype))
         self._known: Tensor | None = None
         if not self.blends and first.numel() * first.element_size() * len(split) <= _CACHE_BYTES:
             parts = []
             for at in range(0, len(split), 256):
                 rows = torch.arange(at, min(at + 256, len(split)))
-                parts.append(self._ask(cast_inputs(split.batch(rows)[0], context.dtype)))
+                parts.append(self._ask(cast_inputs(split.batch(rows)[0].to(device), context.dtype)))
                 beat(False)
             self._known = torch.cat(parts)
 
@@ -236,7 +246,7 @@ class _Teacher:
         self, loss: Tensor, outputs: Tensor, rows_B: Tensor, inputs: Tensor, counted: Counted | None = None
     ) -> Tensor:
         """Return (1 - weight) of the loss and `weight` of the distance to the teacher's softened answers."""
-        wanted = self._ask(inputs) if self._known is None else self._known[rows_B]
+        wanted = self._ask(inputs) if self._known is None else self._known[rows_B.to(self._known.device)]
         if wanted.shape != outputs.shape:
             raise ExportError(
                 f"the teacher answers with {tuple(wanted.shape[1:])}, the model with {tuple(outputs.shape[1:])}",

@@ -1,4 +1,4 @@
-"""The compressing process: `python -m orchestrator.compress.stage RUN_DIR`, started by the driver after training.
+"""Compresses what a run or an export holds: called by `cluster.compress_stage` after training, and by the command line.
 
 Best checkpoint -> steps of the job -> checked artifact -> compress.json, spool, artifacts. A second run replaces it.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.compress.base import Launch
 from orchestrator.compress.manifest import read_page
 from orchestrator.compress.pipeline import Outcome, Trained, compress
 from orchestrator.compress.report import as_json, metrics, table
@@ -26,13 +28,14 @@ from orchestrator.spec.job import CompressSection, JobSpec, ParallelSection
 _log = get_logger("compress")
 
 
-def compress_run(run: RunDir, section: CompressSection | None = None) -> Outcome:
+def compress_run(run: RunDir, section: CompressSection | None = None, launch: Launch | None = None) -> Outcome:
     """Compress a run's best model by its job's steps (or those of `section`), record the outcome and return it.
 
+    `launch` finds the ranks on which steps train; without it they are processes of this machine.
     Raises JobFileError when there are no steps, ExportError or CheckpointError when there is nothing to compress,
     PlanError when the steps do not fit.
     """
-    trained = open_trained(run, section)
+    trained = replace(open_trained(run, section), launch=launch)
     outcome = compress(trained, run.compressed, _log.info)
     _draw(run, outcome)
     _record(run, trained, outcome)
@@ -40,7 +43,9 @@ def compress_run(run: RunDir, section: CompressSection | None = None) -> Outcome
     return outcome
 
 
-def compress_export(folder: Path, target: Path, section: CompressSection | None = None) -> Outcome:
+def compress_export(
+    folder: Path, target: Path, section: CompressSection | None = None, launch: Launch | None = None
+) -> Outcome:
     """Compress a model from a folder that an exporter wrote, by the steps of `section`; the files go to `target`.
 
     Raises ExportError when the folder is not whole or its weights cannot be read back.
@@ -58,7 +63,8 @@ def compress_export(folder: Path, target: Path, section: CompressSection | None 
         )
     job = JobSpec.model_validate(page.job)
     job = job.model_copy(update={"compress": section}) if section is not None else job
-    return compress(trained_from(job, exporter.read_weights(folder), page.checkpoint, 0), target, _log.info)
+    trained = trained_from(job, exporter.read_weights(folder), page.checkpoint, 0)
+    return compress(replace(trained, launch=launch), target, _log.info)
 
 
 def open_trained(run: RunDir, section: CompressSection | None = None) -> Trained:
@@ -81,7 +87,6 @@ def trained_from(job: JobSpec, tensors: Any, checkpoint: str, step: int) -> Trai
     from orchestrator.plan.available import Available
     from orchestrator.plan.build import build_plan
     from orchestrator.plan.compress import compress_problems
-    from orchestrator.spec.job import ClusterSection
     from orchestrator.train.engine import load_dataset
 
     if not job.compress.steps:
@@ -92,7 +97,7 @@ def trained_from(job: JobSpec, tensors: Any, checkpoint: str, step: int) -> Trai
     alone = job.model_copy(
         update={
             "parallel": ParallelSection(replicate=1),
-            "cluster": ClusterSection(gpus_per_worker=0, backend="gloo"),
+            "cluster": job.cluster.model_copy(update={"address": None, "gpus_per_worker": 0.0, "backend": "gloo"}),
             "train": job.train.model_copy(update={"accumulate": 1}),
         }
     )
@@ -108,7 +113,7 @@ def trained_from(job: JobSpec, tensors: Any, checkpoint: str, step: int) -> Trai
     problems = compress_problems(job, data.shape, layout, [])
     if problems:
         raise PlanError("the steps do not fit the job's layout", problems=problems)
-    return Trained(alone, plan, data, model, checkpoint, step, final_split(data), dtype, layout)
+    return Trained(alone, plan, data, model, checkpoint, step, final_split(data), dtype, layout, job.cluster)
 
 
 def layout_of(parallel: ParallelSection) -> Layout:
@@ -168,19 +173,15 @@ def _attempt(run: RunDir) -> int:
         return 1
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str], launch: Launch | None = None) -> int:
     """Compress the model of the run folder given; the outcome is in compress.json. Return the exit code."""
-    run = RunDir(Path((arguments or sys.argv[1:])[0]).resolve())
+    run = RunDir(Path(arguments[0]).resolve())
     setup_file_logging(run.logs / "compress.log")
     logging.captureWarnings(True)
     try:
-        outcome = compress_run(run)
+        outcome = compress_run(run, launch=launch)
     except OrchestratorError as error:
         write_json(run.compress, {"status": "failed", "error": error.message, "hint": error.hint, "metrics": {}})
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0 if outcome.ok else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from orchestrator import plugins
 from orchestrator.compress.masks import fill_gradients
-from orchestrator.compress.prune import kept_width
-from orchestrator.compress.recover import recover
+from orchestrator.compress.prune import kept_width, recover_between
 from orchestrator.errors import ExportError
 from orchestrator.export.weights import plain_copy
 
@@ -67,7 +66,7 @@ def prune_structure(model: nn.Module, config: Config, context: Context) -> nn.Mo
             _narrow(twin, groups, widths, config, ratio)
         twin.zero_grad(set_to_none=True)
         if number < config.rounds:
-            recover(twin, context, epochs=config.recover_epochs)
+            recover_between(twin, config, context)
     return plain_copy(twin)
 
 

@@ -21,7 +21,7 @@ from orchestrator.plan.match import match_problems
 from orchestrator.plan.plan import BatchPlan, Memory, Plan, Resources
 from orchestrator.plan.shapes import DataShape, ModelShape
 from orchestrator.plan.speed import speed_problems
-from orchestrator.spec.job import JobSpec
+from orchestrator.spec.job import ClusterSection, JobSpec
 
 _LOSS_OF_KIND = {"class": "cross_entropy", "binary": "bce", "value": "mse"}
 _BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}
@@ -136,13 +136,18 @@ def _layout(job: JobSpec, available: Available, notes: list[str]) -> Layout:
 
 
 def _resources(job: JobSpec, available: Available, layout: Layout, problems: list[Problem]) -> Resources:
-    cluster = job.cluster
+    need = worker_resources(job.cluster, available, layout)
+    if job.cluster.address is None and available.known:
+        problems += _local_problems(job, available, layout, need.gpus_per_worker)
+    return need
+
+
+def worker_resources(cluster: ClusterSection, available: Available, layout: Layout) -> Resources:
+    """Return what the workers of a layout are given by a job's cluster section; `auto`: by what is available."""
     wants_gpu = cluster.gpus_per_worker not in (0, "auto") or cluster.backend == "nccl"
     auto_gpu = cluster.gpus_per_worker == "auto" and available.num_gpus > 0 and cluster.backend != "gloo"
     gpus = 1.0 if cluster.gpus_per_worker == "auto" else float(cluster.gpus_per_worker)
     gpus = gpus if wants_gpu or auto_gpu else 0.0
-    if cluster.address is None and available.known:
-        problems += _local_problems(job, available, layout, gpus)
     return Resources(
         num_workers=layout.world_size,
         cpus_per_worker=cluster.cpus_per_worker,

@@ -131,11 +131,16 @@ class _Beat:
         self._writer.beat(step, section)
 
 
-def _join(job: JobSpec, rank: int, world_size: int, local_rank: int) -> Rank:
+def prepare_process(job: JobSpec) -> None:
+    """Set what the job says of every process that trains: its threads, and whether kernels are deterministic."""
     torch.set_num_threads(max(1, int(job.cluster.cpus_per_worker)))
     if job.train.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+
+
+def _join(job: JobSpec, rank: int, world_size: int, local_rank: int) -> Rank:
+    prepare_process(job)
     device = "cuda" if job.cluster.gpus_per_worker else "cpu"
     timeout_s = job.cluster.start_timeout_s
     return join(rank, world_size, local_rank, backend=job.cluster.backend, device=device, timeout_s=timeout_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from dataclasses import asdict, replace
@@ -20,7 +19,7 @@ from orchestrator.compress.finetune import Config, Finetune, training_layout
 from orchestrator.compress.prune import Config as PruneConfig
 from orchestrator.compress.prune import Prune
 from orchestrator.compress.pulse import Watch
-from orchestrator.compress.ranks import _context, _packed, _whole
+from orchestrator.compress.ranks import context_for, pack, unpack, whole_state
 from orchestrator.compress.recover import Course, Lessons, recover, train
 from orchestrator.errors import PlanError, TrainError
 from orchestrator.export.weights import plain_copy, state_tensors
@@ -56,10 +55,10 @@ def pruned(tmp_path: Path, *, mixup: bool = False) -> tuple[nn.Module, Context, 
 
 def each_rank(rank: int, world_size: int, job: dict[str, Any], layout: dict[str, int], packed: bytes) -> Any:
     """Return the whole weights as every rank has them."""
-    model, course = torch.load(io.BytesIO(packed), weights_only=False)
-    context = _context(JobSpec.model_validate(job), "float64", model)
+    model, course = unpack(packed)
+    context = context_for(JobSpec.model_validate(job), "float64", model)
     module, _ = train(model, context, course, Crew(Layout(**layout), rank))
-    return {name: _whole(tensor).clone() for name, tensor in module.state_dict().items()}
+    return whole_state(module)
 
 
 def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
@@ -72,7 +71,7 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance:
 @pytest.mark.parametrize("layout", [Layout(replicate=2), Layout(shard=2)], ids=["replicate", "shard"])
 def test_every_rank_ends_with_the_weights_of_one_process_and_exact_masks(layout: Layout, tmp_path: Path) -> None:
     model, context, course = pruned(tmp_path, mixup=layout.shard > 1)
-    job, packed = context.job.model_dump(mode="json"), _packed(model, course)
+    job, packed = context.job.model_dump(mode="json"), pack(model, course)
     train(model, context, course, Crew())
     wanted = state_tensors(model)
     for found in run_ranks(each_rank, 2, job, asdict(layout), packed):
