@@ -62,7 +62,9 @@ class Rows(nn.Module):
         if self.missing:
             x_RI = functional.pad(x_RI, (0, self.missing))
         scale_R1 = (x_RI.abs().amax(1, keepdim=True) / LARGEST).clamp_min(_LEAST_SCALE)
-        return torch.ops.aten._to_copy.default(x_RI / scale_R1, dtype=FLOAT8), scale_R1
+        # Rows one after another, whatever the strides of the input were: GPUs take no others.
+        laid_out = torch.contiguous_format
+        return torch.ops.aten._to_copy.default(x_RI / scale_R1, dtype=FLOAT8, memory_format=laid_out), scale_R1
 
 
 class Product(nn.Module):
