@@ -192,6 +192,11 @@ class Quantise:
     def __init__(self, config: Config) -> None:
         self.config = config
 
+    def require_able(self) -> None:
+        """Raise NotAbleError where torch does not multiply in float8, before other steps train for hours."""
+        if self.config.scheme == "float8":
+            load("orchestrator.compress.float8:require_able")()
+
     def apply(self, state: State, context: Context) -> Change:
         """Return the finished file."""
         found = FORMATS[state.format]

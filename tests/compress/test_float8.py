@@ -44,7 +44,7 @@ def job(model: dict[str, Any], **options: Any) -> dict[str, Any]:
         "data": data_for(model),
         "train": {"epochs": 1, "batch_size": 32},
         "cluster": {"gpus_per_worker": 0},
-        "compress": {"steps": STEPS, "measure": MEASURE, **options},
+        "compress": {"steps": STEPS, "measure": MEASURE} | options,
     }
 
 
@@ -154,6 +154,14 @@ def test_a_processor_that_cannot_is_told_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch, "_scaled_mm", refuse)
     with pytest.raises(NotAbleError, match="does not multiply in float8 here: no kernel for Float8"):
         require_able()
+
+
+def test_it_is_told_so_before_any_step_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    steps = [{"use": "finetune", "epochs": 1}, *STEPS]
+    trained = make_trained(load_spec(job(MODELS["mlp"], steps=steps)), epochs=0)
+    monkeypatch.setattr(torch, "_scaled_mm", lambda *arguments, **options: torch.zeros(16, 16))
+    outcome = compress(trained, tmp_path / "compress", timed=False)
+    assert (outcome.error, outcome.steps) == ("this torch multiplies wrongly in float8 here", ())
 
 
 def test_a_model_without_a_large_layer_is_refused_by_name(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.compress.base import ARTIFACT, Change, Context, State
-from orchestrator.compress.float8 import Lookup, Product, Rows, is_worth, require_able, round_rows
+from orchestrator.compress.float8 import Lookup, Product, Rows, is_worth, round_rows
 from orchestrator.compress.writers.program import lean
 from orchestrator.errors import ExportError
 from orchestrator.export.program import PROGRAM_FILE, save_program
@@ -30,8 +30,7 @@ _TURNED = (_ATEN.numpy_T.default, _ATEN.t.default, _ATEN.transpose.int, _ATEN.pe
 
 
 def quantise(state: State, context: Context, config: Config) -> Change:
-    """Return the program of the model in float8. Raises ExportError, NotAbleError where torch cannot run it."""
-    require_able()
+    """Return the program of the model in float8. Raises ExportError."""
     program, taken = to_float8(state.model, context)
     save_program(program, context.folder / PROGRAM_FILE)
     files = (PROGRAM_FILE,)
