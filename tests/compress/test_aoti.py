@@ -94,6 +94,18 @@ def test_integers_hold_in_torch_alone(good: Outcome) -> None:
 
 @compiles
 @pytest.mark.slow
+def test_linear_layers_are_multiplied_as_integers_with_ranges_as_they_come(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    model = {"use": "mlp", "inputs": 64, "hidden": [512, 512], "outputs": 10}
+    spec = job_of([AOTI, {"use": "quantise", "scheme": "int8-dynamic"}], model)
+    outcome = compress(make_trained(spec, epochs=2), tmp_path / "compress", timed=False)
+    assert outcome.ok, outcome.error
+    assert outcome.checked["coverage"] > 0.95
+    assert outcome.checked["fidelity"]["sqnr_db"] > 25
+
+
+@compiles
+@pytest.mark.slow
 def test_floats_under_the_name_of_integers_fail(good: Outcome, copied: Path) -> None:
     shutil.copyfile(good.folder / "1_export" / "model.pt2", copied / "model.pt2")
     rewrite(copied, baseline_bytes=10**8)
