@@ -1,7 +1,7 @@
 """Linear layers and embeddings in 8-bit floating point (e4m3), as torch alone runs them. Called by `writers.float8`.
 
-A weight has a scale for each row of outputs, an input one for each row, taken as it comes; `torch._scaled_mm` multiplies
-the two. R rows, I inputs, O outputs; both widths are filled up with zeros to a multiple of 16, which is what GPUs take.
+A weight has a scale for each output, an input one for each row, taken as it comes; `torch._scaled_mm` multiplies the
+two. R rows, I inputs, O outputs; both widths are filled up with zeros to a multiple of 16, which is what GPUs take.
 torchao's own float8 layers refuse to be made on a machine without a GPU; these are the same arithmetic.
 """
 
@@ -70,6 +70,10 @@ class Rows(nn.Module):
 class Product(nn.Module):
     """A linear layer on rows in float8."""
 
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
     def __init__(self, weight_OI: Tensor, scale_1O: Tensor, bias_O: Tensor | None, outputs: int) -> None:
         super().__init__()
         self.register_buffer("weight", weight_OI)
@@ -90,6 +94,9 @@ class Product(nn.Module):
 
 class Lookup(nn.Module):
     """An embedding whose rows are kept in float8: those looked up become float32."""
+
+    weight: Tensor
+    scale: Tensor
 
     def __init__(self, weight_OI: Tensor, scale_1O: Tensor, inputs: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Format `program` with linear layers and embeddings in float8, written by `quantise` with scheme `float8`.
 
-Layers are found in the traced graph, not among modules, so that a tied head and the experts of a mixture are found, too.
+Layers are found in the traced graph, not among modules, so that a tied head and the experts of a mixture are found.
 """
 
 from __future__ import annotations
@@ -119,6 +119,6 @@ class _Rewriting:
             return found if isinstance(found, Tensor) else None
         if node.op == "call_function" and node.target in _TURNED:
             value = self._value(node.args[0])
-            turned: Tensor | None = None if value is None else node.target(value, *node.args[1:])  # type: ignore[operator]
+            turned: Tensor | None = None if value is None else node.target(value, *node.args[1:])
             return turned
         return None
