@@ -83,8 +83,8 @@ class Product(nn.Module):
 
     def forward(self, rows_RI: Tensor, scale_R1: Tensor, x: Tensor) -> Tensor:
         """Return the layer's outputs for the input `x` that the rows were made of, in float32."""
-        y_RO = torch._scaled_mm(rows_RI, self.weight.t(), scale_R1, self.scale, out_dtype=_LOW)
-        y_RO = torch.ops.aten._to_copy.default(y_RO, dtype=torch.float32)
+        low_RO = torch._scaled_mm(rows_RI, self.weight.t(), scale_R1, self.scale, out_dtype=_LOW)
+        y_RO: Tensor = torch.ops.aten._to_copy.default(low_RO, dtype=torch.float32)
         if self.outputs < y_RO.shape[1]:
             y_RO = y_RO[:, : self.outputs]
         if self.bias is not None:
@@ -106,8 +106,8 @@ class Lookup(nn.Module):
 
     def forward(self, numbers: Tensor) -> Tensor:
         """Return rows by their numbers. They are looked up as bytes, for which every device has a kernel."""
-        found = functional.embedding(numbers, self.weight.view(torch.uint8)).view(FLOAT8)
-        found = torch.ops.aten._to_copy.default(found, dtype=torch.float32)
+        kept = functional.embedding(numbers, self.weight.view(torch.uint8)).view(FLOAT8)
+        found: Tensor = torch.ops.aten._to_copy.default(kept, dtype=torch.float32)
         found = found * functional.embedding(numbers, self.scale.t())
         return found[..., : self.inputs] if self.inputs < found.shape[-1] else found
 
