@@ -89,7 +89,9 @@ class Product(nn.Module):
             y_RO = y_RO[:, : self.outputs]
         if self.bias is not None:
             y_RO = y_RO + self.bias
-        return y_RO.unflatten(0, x.shape[:-1]) if x.dim() > 2 else y_RO
+        if x.dim() > 2:
+            y_RO = y_RO.unflatten(0, x.shape[:-1])  # type: ignore[no-untyped-call]
+        return y_RO
 
 
 class Lookup(nn.Module):

@@ -109,8 +109,8 @@ FORMATS: dict[str, Format] = {
 
 
 _SPARSE = (
-    "torch's operators for it have no kernels on a processor, where a file is run to be verified, and in fp32 they "
-    "skip one of two, not two of four: it takes an NVIDIA GPU from Ampere on (compute capability 8.0) and weights in 16 "
+    "torch's operators for it have no kernels on a processor, where a file is run to be verified; in fp32 they skip "
+    "one of two, not two of four. It takes an NVIDIA GPU from Ampere on (compute capability 8.0) and weights in 16 "
     "bits, with torch.sparse.to_sparse_semi_structured there or a TensorRT engine"
 )
 ELSEWHERE: Mapping[str, tuple[str, str]] = {

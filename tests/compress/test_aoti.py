@@ -103,7 +103,7 @@ def test_linear_layers_are_multiplied_as_integers_with_ranges_as_they_come(tmp_p
     outcome = compress(make_trained(spec, epochs=2), tmp_path / "compress", timed=False)
     assert outcome.ok, outcome.error
     assert outcome.checked["coverage"] > 0.95
-    assert outcome.checked["fidelity"]["sqnr_db"] > 25
+    assert outcome.checked["fidelity"]["sqnr_db"] > 20  # ranges of whole inputs, not of their rows
 
 
 @compiles
