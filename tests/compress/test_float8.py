@@ -76,7 +76,7 @@ def test_a_layer_answers_as_in_floats(shape: tuple[int, ...], outputs: int) -> N
     product = Product(*round_rows(layer.weight.detach()), layer.bias.detach(), outputs)
     found, wanted = product(*Rows(48)(x), x), layer(x).detach()
     assert (found.dtype, found.shape) == (torch.float32, wanted.shape)
-    assert fidelity(found.numpy(), wanted.numpy(), "value")["sqnr_db"] > 22  # 25 over many rows; one has few numbers
+    assert fidelity(found.numpy(), wanted.numpy(), "value")["sqnr_db"] > 22  # of 100 seeds none was below 24
 
 
 def test_an_embedding_gives_its_rounded_rows() -> None:
