@@ -119,3 +119,11 @@ class Trains(Protocol):
 
     def control(self, state: State, context: Context) -> Change | None:
         """Return the state after that training alone; None when this one trains nothing."""
+
+
+@runtime_checkable
+class Demands(Protocol):
+    """A step that this machine may not be able to carry out, which is asked before any step begins."""
+
+    def require_able(self) -> None:
+        """Raise NotAbleError with the reason where the step would fail for it."""

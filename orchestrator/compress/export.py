@@ -19,7 +19,7 @@ Complaint = tuple[str, str, str]
 class Config:
     """`onnx`: for ONNX Runtime; `openvino`: for OpenVINO. Neither needs torch or the training code.
 
-    `program`: a `torch.export` program for torch, which needs no training code; fp32 only. `aoti`: compiled for the
+    `program`: a `torch.export` program for torch, which needs no training code. `aoti`: compiled for the
     kind of processor at hand by AOTInductor, run by torch. `executorch`: a `.pte` for XNNPACK. `safetensors`: weights
     alone, which need the model's code. `opset` is of onnx only.
     """

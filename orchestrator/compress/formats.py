@@ -72,6 +72,8 @@ FORMATS: dict[str, Format] = {
     "program": Format(
         runtime="orchestrator.compress.runtimes.program:RUNTIME",
         writer="orchestrator.compress.writers.program:write",
+        quantiser="orchestrator.compress.writers.float8:quantise",
+        schemes=("float8",),
         refusals={"": "a program with integers runs at 0.2 to 0.56 x the speed of fp32 in eager PyTorch (measured)"},
     ),
     "aoti": Format(
@@ -106,19 +108,17 @@ FORMATS: dict[str, Format] = {
 }
 
 
-_FLOAT8 = (
-    "processors do not multiply in float8, and files are verified on one: it takes an NVIDIA GPU of compute "
-    "capability 8.9 or more (Ada, Hopper), with torchao's float8 kernels or a TensorRT engine"
-)
 _SPARSE = (
-    "processors have no kernels that skip two of four weights, so zeros are multiplied like any number: it takes an "
-    "NVIDIA GPU from Ampere on (compute capability 8.0), with torchao's semi-structured kernels or a TensorRT engine"
+    "torch's operators for it have no kernels on a processor, where a file is run to be verified; in fp32 they skip "
+    "one of two, not two of four. It takes an NVIDIA GPU from Ampere on (compute capability 8.0) and weights in 16 "
+    "bits, with torch.sparse.to_sparse_semi_structured there or a TensorRT engine"
 )
 ELSEWHERE: Mapping[str, tuple[str, str]] = {
-    "float8": (_FLOAT8, "write int8-static, or int8-dynamic for linear layers; to train in float8: train.float8"),
     "2:4": (_SPARSE, "write int8-static; for a smaller file by the zeros: `prune` with kind: 2:4, and `pack`"),
 }
 """Schemes that no format here can be in, why, and what to write instead."""
+NEVER: Mapping[str, str] = {"float8": "of the runtimes here torch alone multiplies in float8"}
+"""Why all formats but those that name a scheme cannot be in it."""
 
 
 def load(place: str) -> Any:
@@ -133,7 +133,7 @@ def refusal(format: str, scheme: str) -> tuple[str, str]:
         why, hint = ELSEWHERE[scheme]
         return f"{scheme} has no place in {format}: {why}", hint
     found = FORMATS[format]
-    why = found.refusals.get(scheme) or found.refusals.get("") or "its tools have no such scheme"
+    why = found.refusals.get(scheme) or NEVER.get(scheme) or found.refusals.get("") or "its tools have no such scheme"
     able = [name for name, other in FORMATS.items() if scheme in other.schemes]
     others = f"; {scheme} can be had as {' or '.join(able)}" if able else ""
     hint = f"write {' or '.join(found.schemes)}{others}" if found.schemes else f"remove quantise{others}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import __version__, plugins
 from orchestrator.compress import artifact
-from orchestrator.compress.base import MODULE, Change, Compressor, Context, Launch, State, Trains
+from orchestrator.compress.base import MODULE, Change, Compressor, Context, Demands, Launch, State, Trains
 from orchestrator.compress.manifest import Link, Page, entry_of, read_page, write_page
 from orchestrator.compress.verify import check_artifact, time_artifact, weigh_processes
 from orchestrator.errors import ExportError, OrchestratorError
@@ -157,10 +157,14 @@ class _Run:
     def steps(self, baseline: StepReport) -> State:
         """Run every step; return the last state."""
         state, size = State(MODULE, self._trained.model), baseline.size_bytes
-        for number, use in enumerate(self._trained.job.compress.steps, start=1):
+        asked = self._trained.job.compress.steps
+        steps: list[Compressor] = [plugins.build("compressors", use.use, use.options) for use in asked]
+        for step in steps:
+            if isinstance(step, Demands):
+                step.require_able()
+        for number, (use, step) in enumerate(zip(asked, steps, strict=True), start=1):
             begun, before = time.perf_counter(), digest_of(state)
             short = use.use.rpartition(":")[2].rpartition(".")[2]
-            step: Compressor = plugins.build("compressors", use.use, use.options)
             change: Change = step.apply(state, self.context(number, short))
             state = change.state
             self.links.append(self._link(use, before, digest_of(state)))

@@ -11,6 +11,7 @@ from orchestrator.compress.finetune import feature_problems, lessons_of, mixup_p
 from orchestrator.compress.finetune import layout_problems as ranks_problems
 from orchestrator.compress.formats import FORMATS, exported_as, load, missing, refusal
 from orchestrator.errors import ExportError
+from orchestrator.plan.compress import largest_layer
 
 if TYPE_CHECKING:
     from orchestrator.plan.compress import Widths
@@ -22,6 +23,9 @@ Complaint = tuple[str, str, str]
 _MOST, _MOST_CONV = 8.0, 4.0
 _RANGES, _ROUNDINGS = ("minmax", "entropy", "percentile"), ("minmax", "gptq", "awq", "scale")
 _FLOAT_TARGETS = ("cnn", "resnet")  # convolutions have no kernels for weight-only integers
+_NOT_FLOAT8 = {"cnn": "convolutions", "resnet": "convolutions", "rnn": "recurrent layers"}
+LEAST_FLOAT8 = 160
+"""Weights of the smallest layer that takes half of its bytes in float8, filled up to 16 x 16 and with its scales."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Config:
     `algorithm`: how the ranges of int8-static are chosen (`entropy`, `percentile`: onnx only), or what int4-weight does
     beside rounding (openvino only): `gptq` lets weights that are yet to be rounded make up for those that are, `awq`
     widens channels that weigh much first, `scale` chooses scales by the layer's outputs.
-    `float8` and `2:4` are known and refused: both take a GPU, and files are verified on the processor.
+    `float8`: weights, and inputs as they come, in 8-bit floating point (linear layers and embeddings; program only).
+    `2:4` is known and refused: it takes a GPU.
     `qat` trains the exported model on the very integers first, and exports it again.
     """
 
@@ -80,7 +85,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.group not in (16, 32, 64, 128, 256):
             raise ValueError(f"group must be 16, 32, 64, 128 or 256, not {self.group}")
-        if self.scheme in ("int8-static", "int8-dynamic") and self.group != 32:
+        if self.scheme in ("int8-static", "int8-dynamic", "float8") and self.group != 32:
             raise ValueError(f"group means nothing for {self.scheme}: leave it out")
         known = {"int8-static": _RANGES, "mixed": _RANGES, "int4-weight": _ROUNDINGS}.get(self.scheme, ("minmax",))
         if self.algorithm not in known:
@@ -98,6 +103,9 @@ def flow(config: Config) -> tuple[str, str]:
 
 def plan_problems(config: Config, model: str, widths: Widths | None) -> list[Complaint]:
     """Return what does not work out with this model, as (key, message, hint)."""
+    if config.scheme == "float8" and model in _NOT_FLOAT8:
+        message = f"float8 changes linear layers and embeddings only, and {model} is made of {_NOT_FLOAT8[model]}"
+        return [("scheme", message, "export as onnx, and write int8-static")]
     if model in _FLOAT_TARGETS and config.scheme in ("int8-dynamic", "int8-weight", "int4-weight"):
         message = f"{config.scheme} changes linear layers only, and {model} is made of convolutions"
         return [("scheme", message, "write int8-static")]
@@ -114,7 +122,7 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
         return unknown
     if config.qat is not None and not FORMATS[format].qat:
         return [("qat", f"training on the integers knows the grid of onnx, not that of {format}", "remove qat")]
-    lacking = missing(format, "scheme", integers=True)
+    lacking = missing(format, "scheme", integers=True) or _size_problems(config, job)
     if lacking:
         return lacking
     steps = {step.use for step in job.compress.steps}
@@ -131,6 +139,20 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
         return []
     message = "training on the grid of the integers would take weights off the values that `share` gave them"
     return [("qat", message, "remove share: integers share values anyway")]
+
+
+def _size_problems(config: Config, job: JobSpec) -> list[Complaint]:
+    """Return that no layer is large enough for float8, as (key, message, hint)."""
+    if config.scheme != "float8":
+        return []
+    largest = largest_layer(job)
+    if largest is None or largest >= LEAST_FLOAT8:
+        return []
+    message = (
+        f"the largest layer of model {job.model.use} has {largest} weights: filled up to multiples of 16, as float8 is "
+        f"multiplied, with its scales, none of fewer than {LEAST_FLOAT8} becomes half as large"
+    )
+    return [("scheme", message, "remove quantise, or widen the model")]
 
 
 def _option_problems(config: Config, format: str) -> list[Complaint]:
@@ -169,6 +191,11 @@ class Quantise:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    def require_able(self) -> None:
+        """Raise NotAbleError where torch does not multiply in float8, before other steps train for hours."""
+        if self.config.scheme == "float8":
+            load("orchestrator.compress.float8:require_able")()
 
     def apply(self, state: State, context: Context) -> Change:
         """Return the finished file."""

@@ -44,6 +44,7 @@ def _checked(checked: Mapping[str, Any]) -> dict[str, float]:
         "size_ratio",
         "coverage",
         "integer_operators",
+        "float8_operators",
         "restored_bytes",
         "accuracy_delta",
         "loss_delta",
@@ -96,10 +97,9 @@ def _file_lines(outcome: Outcome) -> list[str]:
     lines.append(f"  {checked['size_bytes']:,} bytes in all files needed, {checked['size_ratio']:.2f} x smaller")
     if "restored_bytes" in checked:
         lines.append(f"  storage: restored bit for bit to {checked['restored_bytes']:,} bytes, then run as timed below")
-    if checked["integer_operators"]:
-        lines.append(
-            f"  {checked['integer_operators']} operators compute on integers, {checked['coverage']:.1%} of the weights"
-        )
+    for name, kind in (("integer_operators", "compute on integers"), ("float8_operators", "multiply in float8")):
+        if checked.get(name):
+            lines.append(f"  {checked[name]} operators {kind}, {checked['coverage']:.1%} of the weights")
     lines += [_timing_line(row) for row in outcome.timing]
     if "eager" in outcome.processes and "candidate" in outcome.processes:
         old, new = outcome.processes["eager"], outcome.processes["candidate"]

@@ -23,6 +23,7 @@ _RECORD = re.compile(
 )
 _OPERATOR = re.compile(
     r"torch\.ops\.(aten|prims|quantized_decomposed)\.[a-z]\w*\.\w+"
+    r"|torch\.ops\.aten\._(scaled_mm|to_copy)\.default"
     r"|torch\.sym_(int|float|not|max|min|ite|sqrt)"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
     r"|math\.(ceil|floor|sqrt|trunc)"

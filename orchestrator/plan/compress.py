@@ -71,6 +71,21 @@ def model_sides(job: JobSpec) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     return tuple(shape.inputs), tuple(shape.outputs)
 
 
+def largest_layer(job: JobSpec) -> int | None:
+    """Return how many weights the largest layer of a job's model has at most; None when it says nothing of itself."""
+    try:
+        config = plugins.light_config("models", job.model.use)
+        if config is None:
+            return None
+        plugin: Any = plugins.load("models", job.model.use)
+        asked = plugins.build_config(config, job.model.options)
+        if hasattr(plugin, "layer_costs"):
+            return max(int(weights) for _, weights in plugin.layer_costs(asked))
+        return int(plugin.shape(asked).num_params)
+    except JobFileError:
+        return None
+
+
 def _calibration(job: JobSpec, data: DataShape) -> list[Problem]:
     split = job.compress.calibration.split
     if data.target_kind == "unknown" or data.num_samples.get(split, 0) > 0:

@@ -16,6 +16,7 @@ from orchestrator.compress.pipeline import Outcome, Trained, compress
 from orchestrator.compress.runtimes.base import open_folder
 from orchestrator.compress.verify import check_artifact
 from orchestrator.errors import ExportError, NotAbleError
+from orchestrator.spec.load import load_spec
 
 from .making import check_here, context_of, make_job, make_trained, rewrite
 from .test_spec import job as job_of
@@ -90,6 +91,19 @@ def test_integers_hold_in_torch_alone(good: Outcome) -> None:
     assert found["size_ratio"] > 2.5
     assert found["size_bytes"] == (good.folder / "artifact" / "model.pt2").stat().st_size
     assert abs(found["accuracy_delta"]) < 0.01
+
+
+@compiles
+@pytest.mark.slow
+def test_linear_layers_are_multiplied_as_integers_with_ranges_as_they_come(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    model = {"use": "mlp", "inputs": 64, "hidden": [512, 512], "outputs": 10}
+    steps = [AOTI, {"use": "quantise", "scheme": "int8-dynamic"}]
+    spec = load_spec({**job_of(steps), "model": model, "data": {"use": "digits", "flat": True}})
+    outcome = compress(make_trained(spec, epochs=2), tmp_path / "compress", timed=False)
+    assert outcome.ok, outcome.error
+    assert outcome.checked["coverage"] > 0.95
+    assert outcome.checked["fidelity"]["sqnr_db"] > 20  # ranges of whole inputs, not of their rows
 
 
 @compiles

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.compress.runtimes.float8 import float8_facts, require_float8
 from orchestrator.errors import ExportError, NotAbleError
 
 if TYPE_CHECKING:
@@ -49,12 +50,16 @@ class Program:
         foreign = sorted(each for each in operators if not _PLAIN.fullmatch(each) and not _SHAPES.fullmatch(each))
         if foreign:
             raise ExportError(f"{name} uses operators that torch alone does not run: {', '.join(foreign[:3])}")
-        if page.scheme != "fp32":
-            raise ExportError(f"{page.scheme} in name only: programs are written in fp32")
+        products, coverage, others = float8_facts(program)
+        if page.scheme == "float8":
+            require_float8(products, coverage, others)
+        elif page.scheme != "fp32":
+            raise ExportError(f"{page.scheme} in name only: programs are written in fp32 and float8")
         return {
-            "coverage": 0.0,
+            "coverage": coverage,
             "weights_by_bits": dict(sorted(_bits(program).items())),
             "integer_operators": 0,
+            "float8_operators": products,
             "operators": dict(operators.most_common()),
         }
 
