@@ -19,6 +19,7 @@ from orchestrator.parallel.initialise import seed_noise, seed_of
 from orchestrator.parallel.mesh import build_mesh, data_group
 from orchestrator.parallel.process import CPU
 from orchestrator.plan.layout import Layout
+from orchestrator.train.build import overruns_channels_last
 from orchestrator.train.synchronise import synchronise_norms
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Crew:
             self.device,
             materialise=lambda module, copies: None,  # it has its weights already, the same on every rank
             shard_units=units,
-            memory_format=_memory_format(model, context),
+            memory_format=_memory_format(model, context, self.device),
         )
 
 
@@ -86,6 +87,8 @@ def _pool_norms(model: nn.Module) -> None:
             )
 
 
-def _memory_format(model: nn.Module, context: Context) -> torch.memory_format:
+def _memory_format(model: nn.Module, context: Context, device: torch.device) -> torch.memory_format:
     images = len(context.data.shape.inputs) == 3 and any(isinstance(part, nn.Conv2d) for part in model.modules())
+    if images and device.type == "cpu" and overruns_channels_last(model):
+        return torch.contiguous_format
     return torch.channels_last if images else torch.contiguous_format

@@ -152,8 +152,33 @@ def _never_float8(job: JobSpec) -> list[str]:
     return heads + (list(plugin.expert_layers(config)) if hasattr(plugin, "expert_layers") else [])
 
 
-def choose_memory_format(job: JobSpec, data: Dataset, plan: Plan) -> torch.memory_format:
-    """Return in which order images lie in memory: channels last where the model gains from it."""
+def overruns_channels_last(model: nn.Module, *, parts: bool = False) -> bool:
+    """Tell whether training the model with channels last on a CPU would write over memory that is not its own.
+
+    So do oneDNN's weight gradients of strided 1x1 convolutions with fewer input channels than a vector of the CPU
+    has numbers, at most 16 (uxlfoundation/oneDNN issue 6035, in torch 2.13): wrong gradients, or a dead process.
+    `parts`: parts of the model train as well, with fewer channels than it has.
+    """
+    return any(
+        isinstance(layer, nn.Conv2d)
+        and set(layer.kernel_size) == {1}
+        and max(layer.stride) > 1
+        and (parts or layer.in_channels // layer.groups < 16)
+        for layer in model.modules()
+    )
+
+
+def choose_memory_format(
+    job: JobSpec,
+    data: Dataset,
+    plan: Plan,
+    device: torch.device,
+    construct: Callable[[JobSpec], nn.Module] = construct_model,
+) -> torch.memory_format:
+    """Return in which order images lie in memory: channels last where the model gains from it.
+
+    Raises PlanError when the job asks for channels last and the model cannot be trained with them on this device.
+    """
     if plan.stages is not None and plan.stages.schedule in SPLIT_BACKWARD:
         # Those ask for weight gradients alone; torch 2.13's group norm dies of that when channels come last (CPU).
         return torch.contiguous_format
@@ -163,4 +188,14 @@ def choose_memory_format(job: JobSpec, data: Dataset, plan: Plan) -> torch.memor
         takes_images = getattr(plugins.load("models", job.model.use), "image_input", True)
         images = takes_images and len(data.shape.inputs) == 3
         wanted = "channels_last" if images else "contiguous"
+    if wanted == "channels_last" and device.type == "cpu":
+        model = build_module(lambda: construct(job), job.train.seed, on_meta=True)
+        if overruns_channels_last(model, parts=construct is not construct_model):
+            if job.train.memory_format == "channels_last":
+                raise PlanError(
+                    "train.memory_format=channels_last gives wrong gradients on a CPU for this model: it has a strided "
+                    "1x1 convolution of few channels (a fault of oneDNN)",
+                    hint="set train.memory_format=auto",
+                )
+            return torch.contiguous_format
     return torch.channels_last if wanted == "channels_last" else torch.contiguous_format

@@ -144,7 +144,7 @@ def build_engine(
             f"the layout is {plan.layout.describe()}, but {rank.world_size} processes were started",
             hint=f"start {plan.layout.world_size} processes, or {_layout_for(plan.layout, rank.world_size)}",
         )
-    memory_format = choose_memory_format(job, data, plan)
+    memory_format = choose_memory_format(job, data, plan, rank.device, construct)
     mesh = build_mesh(plan.layout, rank.device.type)
     tensor_plan = read_tensor_plan(job, plan)
     model = build_parallel_model(job, plan, rank, memory_format, mesh, tensor_plan, construct)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from orchestrator import plugins
+from orchestrator.errors import PlanError
 from orchestrator.parallel.process import Rank
 from orchestrator.spec.load import load_spec
 from orchestrator.train.engine import Engine, build_engine
@@ -46,3 +47,18 @@ def test_auto_follows_what_the_model_says_of_images(
 def test_data_that_is_no_image_stays_as_it_is() -> None:
     job = {"model": {"use": "mlp", "inputs": 64, "outputs": 10}, "data": {"use": "digits", "flat": True}}
     assert build_engine(load_spec({**job, "train": {"steps": 1}}), Rank(0, 1, 0)).memory_format is PLAIN
+
+
+def resnet(channels: list[int], **train: Any) -> Engine:
+    model = {"use": "resnet", "channels": channels, "depths": [1, 1]}
+    return build_engine(
+        load_spec({"model": model, "data": {"use": "digits"}, "train": {"steps": 1, **train}}), Rank(0, 1, 0)
+    )
+
+
+def test_strided_convolutions_of_few_channels_do_not_train_channels_last_on_a_cpu() -> None:
+    """OneDNN writes past its workspace for those, which killed a process or gave wrong gradients on AVX2 machines."""
+    assert resnet([4, 6]).memory_format is PLAIN
+    assert resnet([16, 32]).memory_format is CL
+    with pytest.raises(PlanError, match="wrong gradients on a CPU"):
+        resnet([4, 6], memory_format="channels_last")
