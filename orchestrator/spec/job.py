@@ -78,7 +78,8 @@ class TrainSection(Section):
     init: InitSection | None = None
     """Weights to begin with, from a file; absent: drawn from the seed."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
-    """Layout of image tensors; auto: channels_last for images, unless the model says `image_input = False`."""
+    """Layout of image tensors; auto: channels_last for images, unless the model says `image_input = False`, or has
+    strided 1x1 convolutions of few channels and trains on CPUs."""
     loss: Use | None = None
     """cross_entropy, mse, bce, or your own; absent: the one the model names."""
     loss_chunks: PositiveInt = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -152,18 +153,18 @@ def _never_float8(job: JobSpec) -> list[str]:
     return heads + (list(plugin.expert_layers(config)) if hasattr(plugin, "expert_layers") else [])
 
 
-def overruns_channels_last(model: nn.Module, *, parts: bool = False) -> bool:
+def overruns_channels_last(model: nn.Module, fewest: float = 16) -> bool:
     """Tell whether training the model with channels last on a CPU would write over memory that is not its own.
 
     So do oneDNN's weight gradients of strided 1x1 convolutions with fewer input channels than a vector of the CPU
     has numbers, at most 16 (uxlfoundation/oneDNN issue 6035, in torch 2.13): wrong gradients, or a dead process.
-    `parts`: parts of the model train as well, with fewer channels than it has.
+    `fewest`: input channels from which on a layer of the whole model is safe; more where layers train in parts.
     """
     return any(
         isinstance(layer, nn.Conv2d)
         and set(layer.kernel_size) == {1}
         and max(layer.stride) > 1
-        and (parts or layer.in_channels // layer.groups < 16)
+        and layer.in_channels // layer.groups < fewest
         for layer in model.modules()
     )
 
@@ -190,11 +191,12 @@ def choose_memory_format(
         wanted = "channels_last" if images else "contiguous"
     if wanted == "channels_last" and device.type == "cpu":
         model = build_module(lambda: construct(job), job.train.seed, on_meta=True)
-        if overruns_channels_last(model, parts=construct is not construct_model):
+        in_parts = construct is not construct_model  # a supernet's parts may be of any width
+        if overruns_channels_last(model, math.inf if in_parts else 16 * plan.layout.tensor):
             if job.train.memory_format == "channels_last":
                 raise PlanError(
-                    "train.memory_format=channels_last gives wrong gradients on a CPU for this model: it has a strided "
-                    "1x1 convolution of few channels (a fault of oneDNN)",
+                    "train.memory_format=channels_last can give wrong gradients on a CPU for this model: it has "
+                    "strided 1x1 convolutions of few channels (a fault of oneDNN)",
                     hint="set train.memory_format=auto",
                 )
             return torch.contiguous_format

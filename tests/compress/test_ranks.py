@@ -68,6 +68,16 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance:
         assert difference < tolerance, f"{name}: {difference:.3g}"
 
 
+def test_a_net_pruned_to_few_channels_trains_contiguous_on_a_cpu(tmp_path: Path) -> None:
+    """Channels last, oneDNN would write past its workspace in the strided 1x1 convolution (see train/build.py)."""
+    model, context, _ = pruned(tmp_path)
+    whole = context.teacher
+    for each in (whole, model):
+        Crew().apply(each, context)
+    assert not whole.get_parameter(MASKED).is_contiguous()
+    assert model.get_parameter(MASKED).is_contiguous()
+
+
 @pytest.mark.parametrize("layout", [Layout(replicate=2), Layout(shard=2)], ids=["replicate", "shard"])
 def test_every_rank_ends_with_the_weights_of_one_process_and_exact_masks(layout: Layout, tmp_path: Path) -> None:
     model, context, course = pruned(tmp_path, mixup=layout.shard > 1)

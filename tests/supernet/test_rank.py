@@ -69,6 +69,12 @@ def test_a_net_without_batch_norm_is_not_run() -> None:
     assert recalibrate(part_of(engine, {"use": "cnn", "channels": [4], "kernel_size": 3}), [], engine) == 0
 
 
+def test_narrow_parts_of_a_wide_net_decide_how_images_lie_in_memory() -> None:
+    """The wide net alone could train channels last on a CPU; its parts of few channels could not."""
+    wide = {"use": "resnet", "channels": [32, 48], "depths": [1, 1]}
+    assert engine_of(job_data(wide), Nets((SMALL, wide))).memory_format is torch.contiguous_format
+
+
 def test_a_part_scores_better_with_figures_of_its_own(tmp_path: Path) -> None:
     nets = Nets((SMALL, WIDE), num_random=1)
     run = folder_of(tmp_path / "wide", job_data(WIDE, steps=60), nets)

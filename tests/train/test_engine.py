@@ -60,5 +60,5 @@ def test_strided_convolutions_of_few_channels_do_not_train_channels_last_on_a_cp
     """OneDNN writes past its workspace for those, which killed a process or gave wrong gradients on AVX2 machines."""
     assert resnet([4, 6]).memory_format is PLAIN
     assert resnet([16, 32]).memory_format is CL
-    with pytest.raises(PlanError, match="wrong gradients on a CPU"):
+    with pytest.raises(PlanError, match="can give wrong gradients on a CPU"):
         resnet([4, 6], memory_format="channels_last")
