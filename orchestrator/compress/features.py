@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from orchestrator.errors import ExportError
 from orchestrator.export.weights import plain_copy
+from orchestrator.parallel.process import CPU
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -36,7 +37,7 @@ class Features:
         self._names = chosen(model, lessons.teacher, lessons.features)
         self._wanted: dict[str, Tensor] = {}
         self._found: dict[str, Tensor] = {}
-        device = next(model.parameters()).device
+        device = next((each.device for each in model.parameters()), CPU)
         self._teacher = plain_copy(lessons.teacher).to(device)  # hooks on a copy: the teacher is somebody else's, too
         inputs = context.calibration()[0][:_ROWS].to(device)
         theirs, mine = (_outputs(each, self._names, inputs) for each in (self._teacher, model))
