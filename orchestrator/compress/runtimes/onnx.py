@@ -65,6 +65,8 @@ def _session(name: str, content: bytes, threads: int = 1, *, optimised: Path | N
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")  # contenders take turns: none may spin on
+    # Without VNNI, x86 adds two products of 8-bit integers up in 16 bits, which overflow unseen; slower, but right.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     try:
