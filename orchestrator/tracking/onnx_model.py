@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.compress.manifest import Page
 from orchestrator.compress.runtimes.base import read_files
+from orchestrator.compress.runtimes.onnx import SESSION_CONFIG
 from orchestrator.compress.runtimes.pack import restore
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def pack_onnx(
         input_example=example,
         pip_requirements=[f"{name}=={page.versions[name]}" for name in ("onnx", "onnxruntime", "numpy")],
         onnx_execution_providers=["CPUExecutionProvider"],
+        onnx_session_options={"extra_session_config": dict(SESSION_CONFIG)},
         save_as_external_data=False,
         metadata={"scheme": page.scheme, "format": page.format, "file_sha256": entry.sha256},
         mlflow_model=Model(artifact_path=place or None, run_id=run_id or None, model_id=model_id or None),
