@@ -129,6 +129,7 @@ class RaySession:
         _quiet_ray(self._log_file)
         if ray.is_initialized():
             return
+        _read_token_anew()
         try:
             if self.local:
                 self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
@@ -250,6 +251,14 @@ def _given_token_file() -> Path | None:
 
 def _preload() -> None:
     import ray.train.torch  # noqa: F401
+
+
+def _read_token_anew() -> None:
+    """Have Ray read its token and how it authenticates again: it keeps both from its import or the cluster before."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _quiet_ray(path: Path) -> None:

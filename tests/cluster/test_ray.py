@@ -24,8 +24,25 @@ from tests.cluster.jobs import execute, fault, final_weights, plan_of, same_bits
 pytestmark = pytest.mark.ray
 
 
+def use_token_of_another_cluster(folder: Path) -> None:
+    """Leave this process as it is after another cluster: Ray remembers the token of that one."""
+    from ray._raylet import AuthenticationTokenLoader
+
+    token = folder / "token"
+    token.write_text("4" * 64)
+    token.chmod(0o600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_AUTH_TOKEN", raising=False)
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        loader = AuthenticationTokenLoader.instance()
+        loader.reset_cache()
+        assert loader.get_raw_token(ignore_auth_mode=True) == "4" * 64
+
+
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaySession]:
+    use_token_of_another_cluster(tmp_path_factory.mktemp("another"))
     with RaySession(None, num_cpus=2, log_file=tmp_path_factory.mktemp("session") / "ray.log") as opened:
         opened.start()
         yield opened
