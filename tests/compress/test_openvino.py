@@ -24,7 +24,7 @@ from orchestrator.train.build import build_plain_model
 
 from .making import CNN, MEASURE, RESNET, context_of, make_trained
 
-pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+openvino = pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
 pytest.importorskip("nncf", reason="the extra `openvino` is not installed")
 
 WORDS = {"vocab": 256, "seq_len": 16}
@@ -104,9 +104,24 @@ def test_a_transformer_becomes_integers(
     assert outcome.checked["integer_operators"] >= 2 * 7
     assert outcome.checked["coverage"] > 0.98
     assert outcome.checked["loss_delta"] < lost
+    if scheme == "int8-static":
+        assert widest(outcome.folder) == 64, "more than half of the range overflows on processors without VNNI"
     bits = scheme[3]
     assert outcome.checked["weights_by_bits"][bits] == 139264  # all but norms: embedding and head, too
     assert outcome.checked["imported_torch"] is False
+
+
+def widest(folder: Path) -> int:
+    """Return the greatest magnitude of the 8-bit weights that a file multiplies with."""
+    found = []
+    for node in openvino.Core().read_model(str(folder / "artifact" / "model.xml")).get_ops():
+        if node.get_type_name() == "Constant" and node.get_element_type().to_string() == "i8":
+            user = node
+            while user.get_type_name() in ("Constant", "Convert", "Multiply"):
+                (user,) = [each.get_node() for each in user.output(0).get_target_inputs()]
+            if user.get_type_name() == "MatMul":
+                found.append(int(np.abs(node.get_data().astype(np.int32)).max()))
+    return max(found)
 
 
 @pytest.mark.slow
