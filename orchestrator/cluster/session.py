@@ -255,10 +255,11 @@ def _preload() -> None:
 
 def _read_token_anew() -> None:
     """Have Ray read its token and how it authenticates again: it keeps both from its import or the cluster before."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    import ray._raylet
 
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    compiled: Any = ray._raylet  # has no types
+    compiled.Config.initialize("")
+    compiled.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _quiet_ray(path: Path) -> None:
