@@ -5,7 +5,7 @@ READY := .venv/.ready
 JOB ?= jobs/digits_cnn.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-all soak check format bench clean
+.PHONY: help setup run test test-slow test-again test-all soak check format bench clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,7 +28,10 @@ test: $(READY) ## The default tests: under 15 minutes on two cores
 	@$(BIN)/python -m pytest -m "not slow and not soak"
 
 test-slow: $(READY) ## What `make test-all` adds to `make test`
-	@$(BIN)/python -m pytest -m "slow and not soak"
+	@$(BIN)/python -m pytest -m "slow and not soak" $(ARGS)
+
+test-again: $(READY) ## Those of `make test-slow` that failed last time
+	@$(BIN)/python -m pytest -m "slow and not soak" --last-failed --last-failed-no-failures none $(ARGS)
 
 test-all: test test-slow ## Everything but the soak tests
 
