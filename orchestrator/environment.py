@@ -106,6 +106,11 @@ def state_folder() -> Path:
     return (Path(given) if given else Path.home() / ".local" / "state") / "orchestrator"
 
 
+def own_token_path() -> Path:
+    """Return where the token of the Ray clusters that we start is kept (made by the first of them)."""
+    return state_folder() / "ray_token"
+
+
 def cache_folder() -> Path:
     """Return the folder for what can be made again at any time, after the XDG convention."""
     given = os.environ.get("XDG_CACHE_HOME")

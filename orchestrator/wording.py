@@ -151,6 +151,9 @@ def repair(value: object, node: Schema, root: Schema) -> str:
         return "give it a value, or remove the line"
     if isinstance(value, bool | int | float) and "string" in kinds:
         return f'put it in quotes: "{json.dumps(value)}"'
+    if isinstance(value, Mapping) and "string" in kinds and len(value) == 1:
+        (key, below), *_ = value.items()
+        return f'put it in quotes if it is text: "{key}: {below}"'
     if "array" in kinds and not isinstance(value, list):
         return f"write a list: [{json.dumps(value, default=str)}]"
     return _fallback(value, node, root)

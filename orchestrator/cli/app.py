@@ -25,7 +25,7 @@ VERBS = {
     "eval": "Evaluate a finished run on its test split.",
     "export": "Write files of a run's trained model.",
     "compress": "Make a trained model smaller and faster, and verify the file.",
-    "ui": "Open the MLflow page of the last run.",
+    "ui": "Start the MLflow page and print the link of the last run.",
     "clean": "Delete old runs and what they left.",
     "ls": "List models, data and other parts with their keys.",
     "schema": "Print the JSON Schema or the reference of job files.",

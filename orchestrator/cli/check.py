@@ -1,4 +1,4 @@
-"""`orchestrator check`: everything that is wrong with a job, at once, without starting anything."""
+"""`orchestrator check`: what is wrong with a job, without starting anything."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 def command(out: Out, job: str, overrides: tuple[str, ...], resolved: bool) -> None:
     """Say what is wrong with the job file JOB; starts nothing.
 
-    Every problem is named at once, with its line and a repair; exit code 2. KEY=VALUE replaces a value of the file, the
-    key written with dots. A job file is data: nothing in it is run, and a class of your own (`use: my_nets:Net`) is
-    looked for but not imported; its options are checked in the worker.
+    Problems are named with line and repair, all of one kind at once: first what cannot be read, then keys and values,
+    then what does not fit the data, the layout or this machine; exit code 2. KEY=VALUE replaces a value of the file, the
+    key written with dots. Of your own code a module with a `Config` is imported, and a sweep's scheduler; any other class
+    (`use: my_nets:Net`) is looked for only, and its options are checked in the worker.
     """
     from orchestrator.spec.resolve import resolved_data, resolved_text
 

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 @click.argument("target")
 @click.argument("job", required=False)
 @click.option("--storage", default="runs", show_default=True, help="Folder that holds the runs.")
-@click.option("--out", "out_folder", default=None, help="Where the files of an exported model's compression go.")
+@click.option(
+    "--out",
+    "out_folder",
+    default=None,
+    help="Where the files of an exported model's compression go; absent: TARGET-compressed.",
+)
 @click.option("--here", is_flag=True, help="Train between the steps on this machine, not on the job's cluster.")
 def command(out: Out, target: str, job: str | None, storage: str, out_folder: str | None, here: bool) -> int:
     """Compress TARGET, a run's id or a folder that `export` made, by the steps of its job or of the file JOB.

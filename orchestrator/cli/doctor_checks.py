@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from orchestrator.environment import ray_address, ray_token, ray_token_file
+from orchestrator.environment import own_token_path, ray_address, ray_token, ray_token_file
 from orchestrator.plan.available import Available
 
 GIB = 1024**3
@@ -52,7 +52,7 @@ def examine(storage: str, uri: str | None) -> Iterator[Finding]:
     yield _cores()
     yield _memory()
     yield _shared_memory(Path("/dev/shm"))
-    yield _token(ray_token_file())
+    yield from _tokens()
     yield storage_finding(Path(storage))
     yield tracking_finding(Path(storage), uri)
     if (address := ray_address()) is not None:
@@ -169,13 +169,22 @@ def _shared_memory(path: Path) -> Finding:
     return Finding("ok", "shared memory", text)
 
 
-def _token(path: Path) -> Finding:
+def _tokens() -> Iterator[Finding]:
     if ray_token() is not None:
-        return Finding("ok", "ray token", "Ray token: from RAY_AUTH_TOKEN")
+        yield Finding("ok", "ray token", "Ray token: from RAY_AUTH_TOKEN")
+        return
+    yield _token(own_token_path()) or Finding("ok", "ray token", "Ray token: none yet, made by the first run")
+    joined = _token(ray_token_file())
+    if joined is not None:
+        yield joined
+
+
+def _token(path: Path) -> Finding | None:
+    """Judge a file with a token; None where there is none."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
-        return Finding("ok", "ray token", "Ray token: none yet, made by the first run on a cluster")
+        return None
     except OSError as error:
         return Finding(
             "fail", "ray token", f"Ray token {path}: {error.strerror}", f"give yourself access to {path.parent}"

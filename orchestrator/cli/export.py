@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 @verb(example="orchestrator export digits-cnn-1 --format onnx,safetensors")
 @click.argument("run")
-@click.option("--format", "formats", default="program", show_default=True, help="Formats, separated by commas.")
+@click.option(
+    "--format",
+    "formats",
+    default="program",
+    show_default=True,
+    help="Formats, separated by commas: safetensors, program, onnx.",
+)
 @click.option("--storage", default="runs", show_default=True, help="Folder that holds the runs.")
 def command(out: Out, run: str, formats: str, storage: str) -> int:
     """Export the best checkpoint of RUN; what is there already and untouched is reused.

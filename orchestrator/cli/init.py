@@ -42,7 +42,7 @@ def command(out: Out, name: str | None, as_list: bool, output: Path | None, forc
     lines = [
         f"wrote {', '.join(map(str, written))}",
         f"next: orchestrator check {target}",
-        f"      orchestrator run {target}",
+        f"      orchestrator {_verb(jobs[key])} {target}",
     ]
     out.result({"written": [str(path) for path in written]}, lines)
 
@@ -69,6 +69,13 @@ def _about(text: str) -> str:
     """Return the first comment of a job file that is not meant for an editor."""
     comments = [line.lstrip("# ").rstrip() for line in text.splitlines() if line.startswith("#")]
     return next((line for line in comments if line and not line.startswith("yaml-language-server")), "")
+
+
+def _verb(text: str) -> str:
+    """Return what a packaged job is made for."""
+    from orchestrator.spec.yaml import read
+
+    return "sweep" if "sweep" in read(text, "packaged job").data else "run"
 
 
 def _companions(text: str) -> list[str]:

@@ -112,7 +112,18 @@ def _token_width(source: str, start: int) -> int:
 
 def _usage_hint(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
-    return f"`{context.command_path} --help` explains the arguments" if context is not None else ""
+    if context is None:
+        return ""
+    takes_overrides = any(each.name == "overrides" for each in context.command.params)
+    if isinstance(error, click.NoSuchOption) and takes_overrides:
+        name = error.option_name.lstrip("-")
+        if name in ("set", "override", "s", "o") or "." in name:
+            return f"values of the job are replaced without an option: `{context.command_path} JOB train.epochs=5`"
+    if isinstance(error, click.MissingParameter) and context.params.get("resume"):
+        return f"what follows --resume is a run; the job comes before it: `{context.command_path} JOB --resume`"
+    if "unexpected extra argument" in error.format_message() and not takes_overrides and "=" in error.format_message():
+        return f"`{context.command_path}` replaces no values of a job (KEY=VALUE): write them into a file that `extends:` it"
+    return f"`{context.command_path} --help` explains the arguments"
 
 
 def _traceback() -> str:

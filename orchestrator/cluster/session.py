@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster import guard
-from orchestrator.environment import prepare_ray, ray_token, ray_token_file, state_folder
+from orchestrator.environment import own_token_path, prepare_ray, ray_token, ray_token_file
 from orchestrator.errors import ClusterError, NotAbleError
 from orchestrator.log import get_logger
 from orchestrator.plan.plan import Resources
@@ -221,20 +221,19 @@ def own_token_file() -> Path | None:
     """
     if ray_token() is not None:
         return None
-    folder = state_folder()
+    path = own_token_path()
     try:
-        return _make_token(folder)
+        return _make_token(path)
     except OSError:
         # A home that cannot be written to: a token for this process alone does as well.
-        return _make_token(Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-token-")))
+        return _make_token(Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-token-")) / path.name)
 
 
-def _make_token(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    os.chmod(folder, 0o700)
-    path = folder / "ray_token"
+def _make_token(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.chmod(path.parent, 0o700)
     if not path.exists():
-        draft = folder / f".ray_token.{os.getpid()}"
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
             file.write(secrets.token_hex(32))
         with suppress(FileExistsError):

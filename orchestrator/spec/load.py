@@ -147,7 +147,7 @@ def _read_text(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        hint = _nearest_file(path) or "copy a job to start from: `orchestrator init --list`"
+        hint = _no_file_hint(path)
         raise JobFileError(f"no such file: {path}", hint=hint) from error
     except OSError as error:
         raise JobFileError(f"{path} cannot be read: {error.strerror}", hint="give the path of a job file") from error
@@ -164,6 +164,12 @@ def _read_text(path: Path) -> str:
         source = raw.splitlines()[line - 1].decode("utf-8", "replace") if raw.splitlines()[line - 1 :] else ""
         problem = Problem("", message, "save the file as UTF-8", "encoding", str(path), line, column, source)
         raise JobFileError(f"{path}: 1 problem, nothing was started", problems=[problem]) from error
+
+
+def _no_file_hint(path: Path) -> str:
+    if "=" in path.name:
+        return "the job file comes first, values to replace after it: JOB train.epochs=5"
+    return _nearest_file(path) or "copy a job to start from: `orchestrator init --list`"
 
 
 def _nearest_file(path: Path) -> str:

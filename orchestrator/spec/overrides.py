@@ -66,8 +66,10 @@ class _Override:
         self.path, equals, value = text.partition("=")
         self.path = self.path.strip()
         if not equals or not _KEY.fullmatch(self.path):
-            advice = "write key.below=value, for example train.steps=50"
+            advice = "write key.below=value, for example train.steps=50, with no spaces around ="
             raise self._error("", f"not an override: '{text}'", advice, "override")
+        if not value.strip():
+            raise self._error(self.path, "no value", f"write {self.path}=VALUE; {self.path}=null for none", "override")
         if self.path.partition(".")[0] == "extends":
             raise self._error("extends", "extends cannot be overridden", "edit the file", "override")
         self.start = text.index("=") + 2
@@ -84,7 +86,8 @@ class _Override:
 
     def apply(self, layer: Layer) -> Problem | None:
         """Set the value; return what stands in the way."""
-        *parents, last = self._keys(layer.data)
+        keys = self._keys(layer.data)
+        *parents, last = keys
         holder: Any = layer.data
         walked: list[str] = []
         for part in parents:
@@ -96,6 +99,11 @@ class _Override:
                 holder = holder[int(part)]
                 continue
             if holder.get(part) is None:
+                if keys[len(walked)].isdigit():
+                    path = ".".join(walked)
+                    return self._problem(
+                        self.path, f"the job has no list {path}", f"set the whole: {path}=[...]", "override"
+                    )
                 holder[part] = {}
                 layer.marks.setdefault(".".join(walked), Mark(self.file, 1, 1, 1, 1))
             holder = holder[part]

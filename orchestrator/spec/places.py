@@ -47,6 +47,7 @@ class Places:
         return replace(
             problem,
             message=f"{problem.message} ({other}: {self.where(other)})" if other else problem.message,
+            hint=problem.hint.replace("the line", "the override") if _is_override(mark) else problem.hint,
             file=mark.file,
             line=line,
             column=column,
@@ -63,7 +64,11 @@ class Places:
         mark = self.marks.get(path)
         if mark is None:
             return self.file
-        return mark.file if mark.file.startswith("override ") else f"{mark.file}:{mark.key_line}"
+        return mark.file if _is_override(mark) else f"{mark.file}:{mark.key_line}"
+
+
+def _is_override(mark: Mark) -> bool:
+    return mark.file.startswith("override ")
 
 
 @dataclass

@@ -67,6 +67,23 @@ def test_a_wrong_flag_is_bad_input_also_in_json() -> None:
     assert (found["ok"], found["kind"]) == (False, "UsageError")
 
 
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (("check", "x.yaml", "--set", "train.epochs=5"), "`orchestrator check JOB train.epochs=5`"),
+        (("run", "x.yaml", "--train.epochs=5"), "`orchestrator run JOB train.epochs=5`"),
+        (("run", "--resume", "x.yaml"), "`orchestrator run JOB --resume`"),
+        (("check", "train.epochs=5", "x.yaml"), "the job file comes first"),
+        (("eval", "digits-1", "train.epochs=5"), "replaces no values of a job"),
+        (("check", "--resovled", "x.yaml"), "--help"),
+    ],
+)
+def test_values_put_in_another_tools_way_are_answered_with_ours(words: tuple[str, ...], advice: str) -> None:
+    answer = run(*words, "--json")
+    assert answer.exit_code == 2
+    assert advice in json.loads(answer.stdout.splitlines()[-1])["hint"]
+
+
 def test_the_version_is_printed() -> None:
     assert run("--version").output.startswith("orchestrator 0.")
 

@@ -26,6 +26,7 @@ def torch_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any
     answer: dict[str, Any] = dict(TORCH)
     monkeypatch.setattr(doctor_checks, "_ask_torch", lambda: answer.get("error") or answer)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     return answer
 
@@ -64,13 +65,22 @@ def test_gpus_are_named_and_missing_nccl_is_a_warning(torch_says: dict[str, Any]
     assert find("nccl", tmp_path).level == "warn"
 
 
-def test_a_token_that_others_can_read_is_told_with_the_repair(torch_says: dict[str, Any], tmp_path: Path) -> None:
-    token = tmp_path / "token"
+@pytest.mark.parametrize("file", ["token", "state/orchestrator/ray_token"], ids=["ray's", "ours"])
+def test_a_token_that_others_can_read_is_told_with_the_repair(
+    torch_says: dict[str, Any], tmp_path: Path, file: str
+) -> None:
+    assert [each.text for each in examine(str(tmp_path), None) if each.what == "ray token"] == [
+        "Ray token: none yet, made by the first run"
+    ]
+    token = tmp_path / file
+    token.parent.mkdir(parents=True, exist_ok=True)
     token.write_text("x")
     token.chmod(0o644)
-    assert find("ray token", tmp_path).repair == f"chmod 600 {token}"
+    assert [each.repair for each in examine(str(tmp_path), None) if each.what == "ray token"][
+        -1
+    ] == f"chmod 600 {token}"
     token.chmod(0o600)
-    assert find("ray token", tmp_path).level == "ok"
+    assert all(each.level == "ok" for each in examine(str(tmp_path), None) if each.what == "ray token")
 
 
 def test_a_storage_that_cannot_be_written_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,27 @@ def test_the_last_of_two_equal_overrides_wins(base: Path) -> None:
     assert load_job(base, ["train.seed=4", "train.seed=5"]).spec.train.seed == 5
 
 
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["train.epochs="], "no value", "train.epochs=VALUE"),
+        (["train.epochs", "=", "5"], "not an override", "no spaces around ="),
+        (["train.epochs=abc"], "", "remove the override"),
+        (["compress.steps.0.ratio=0.5"], "has no list compress.steps", "compress.steps=[...]"),
+        (["track.description=some: text"], "", 'put it in quotes if it is text: "some: text"'),
+    ],
+)
+def test_an_override_that_goes_wrong_says_how_to_write_it(
+    base: Path, words: list[str], message: str, hint: str
+) -> None:
+    with pytest.raises(JobFileError) as caught:
+        load_job(base, words)
+    problem = caught.value.problems[0]
+    assert message in problem.message
+    assert hint in problem.hint
+    assert problem.file == "override #1"
+
+
 def test_an_override_value_is_data_not_code(base: Path) -> None:
     with pytest.raises(JobFileError) as caught:
         load_job(base, ["name=!!python/object/apply:os.getcwd []"])
