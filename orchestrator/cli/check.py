@@ -23,9 +23,9 @@ def command(out: Out, job: str, overrides: tuple[str, ...], resolved: bool) -> N
     """Say what is wrong with the job file JOB; starts nothing.
 
     Problems are named with line and repair, all of one kind at once: first what cannot be read, then keys and values,
-    then what does not fit the data, the layout or this machine; exit code 2. KEY=VALUE replaces a value of the file, the
-    key written with dots. Of your own code a module with a `Config` is imported, and a sweep's scheduler; any other class
-    (`use: my_nets:Net`) is looked for only, and its options are checked in the worker.
+    then what does not fit the data, the layout or this machine; exit code 2. KEY=VALUE replaces a value of the file,
+    the key written with dots. Of your own code a module with a `Config` is imported, and a sweep's scheduler; any other
+    class (`use: my_nets:Net`) is looked for only, and its options are checked in the worker.
     """
     from orchestrator.spec.resolve import resolved_data, resolved_text
 

@@ -121,8 +121,9 @@ def _usage_hint(error: click.ClickException) -> str:
             return f"values of the job are replaced without an option: `{context.command_path} JOB train.epochs=5`"
     if isinstance(error, click.MissingParameter) and context.params.get("resume"):
         return f"what follows --resume is a run; the job comes before it: `{context.command_path} JOB --resume`"
-    if "unexpected extra argument" in error.format_message() and not takes_overrides and "=" in error.format_message():
-        return f"`{context.command_path}` replaces no values of a job (KEY=VALUE): write them into a file that `extends:` it"
+    said = error.format_message()
+    if "unexpected extra argument" in said and not takes_overrides and "=" in said:
+        return f"`{context.command_path}` replaces no values of a job; write them into a file that `extends:` it"
     return f"`{context.command_path} --help` explains the arguments"
 
 

@@ -28,8 +28,8 @@ _AFTER_KILL_S = 20.0
 def command(out: Out, run_id: str, now: bool, wait_s: float, storage: str) -> int:
     """Ask RUN (default: the latest) to finish its step, save and end, and wait until it has.
 
-    The run's MLflow status becomes KILLED; `orchestrator run JOB --resume RUN` continues it, a sweep `orchestrator sweep
-    JOB --resume`. Ends with 1 when it has not stopped in time.
+    The run's MLflow status becomes KILLED; `orchestrator run JOB --resume RUN` continues it, a sweep
+    `orchestrator sweep JOB --resume`. Ends with 1 when it has not stopped in time.
     """
     from orchestrator.runs.catalog import describe_run, find_run
     from orchestrator.runs.control import request_stop

@@ -30,8 +30,8 @@ KINDS = ("job", "user", "train", "oom", "storage", "placement", "hang", "preempt
 _PEER = ("connection closed by peer", "connection reset by peer", "timed out waiting", "broken pipe", "socket closed")
 _FULL = ("no space left", "enforce fail", "disk quota", "read-only file system")
 OOM_ADVICE = (
-    "spread the state with `parallel.shard` or set `train.activation_checkpoint: full`, both of which `--resume` takes; or "
-    "start a new run with a smaller `train.batch_size`, a larger `train.accumulate`, or `train.precision: bf16`"
+    "spread the state by `parallel.shard` or set `train.activation_checkpoint: full`, which `--resume` takes, "
+    "or start a new run with a smaller `train.batch_size`, a larger `train.accumulate`, or `train.precision: bf16`"
 )
 
 
