@@ -187,18 +187,10 @@ class Prune:
     def _masked(self, state: State, context: Context) -> Change:
         from orchestrator.compress.masks import masked_layers, prune_weights
 
-        model, masks = prune_weights(state.model, self.config, context)
+        model, masks = prune_weights(state.model, self.config, context, state.masks)
         _, odd = masked_layers(state.model, self.config)
         zeros = sum(int((~mask).sum()) for mask in masks.values())
         total = sum(mask.numel() for mask in masks.values())
         notes = (f"2:4 leaves out {', '.join(odd)}: inputs are no multiple of 4",) if odd else ()
         facts = {"zeros": zeros, "maskable": total, "sparsity": zeros / total}
-        return Change(State(MODULE, model, masks=_both(state.masks, masks)), facts, notes)
-
-
-def _both(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the masks after a second pruning: what was zero stays zero."""
-    found = dict(old)
-    for name, mask in new.items():
-        found[name] = mask & old[name] if name in old else mask
-    return found
+        return Change(State(MODULE, model, masks=masks), facts, notes)

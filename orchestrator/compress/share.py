@@ -71,17 +71,23 @@ class Share:
         """Return the model with few values, and which weight has which; or with fewer blocks of its own."""
         if self.config.kind == "blocks":
             return self._tied(state, context)
-        from orchestrator.compress.codebooks import quantised
+        from orchestrator.compress.codebooks import is_shared, quantised
         from orchestrator.compress.fold import fold_norms
         from orchestrator.compress.targets import weighted_layers
         from orchestrator.export.weights import plain_copy
 
         model = plain_copy(state.model)
         folded = fold_norms(model, context.calibration()[0][:2]) if self.config.fold_norms else 0
-        codes = {}
+        codes = dict(state.codes)
         for name, layer in weighted_layers(model, self.config.keep).items():
             path = f"{name}.weight"
             layer.weight.data, codes[path] = quantised(layer.weight.data, state.masks.get(path), self.config.clusters)
+        for path, code in codes.items():
+            if not is_shared(model.get_parameter(path), code):
+                raise ExportError(
+                    f"merging batch norms takes {path} off the values that a share before gave it",
+                    hint="set fold_norms as in that share",
+                )
         covered = sum(code.numel() for code in codes.values())
         facts = {"clusters": self.config.clusters, "norms_folded": folded, "weights_shared": covered}
         return Change(State(MODULE, plain_copy(model), masks=state.masks, codes=codes), facts)
