@@ -60,6 +60,8 @@ class Config:
             raise ValueError("replicate and shard must be at least 1")
         if self.rounds == 1 and (self.replicate or self.shard):
             raise ValueError("replicate and shard are for the training between rounds, and one round has none")
+        if self.rounds == 1 and self.recover_epochs != 1:
+            raise ValueError("recover_epochs is for the training between rounds, and one round has none")
         allowed = _IMPORTANCE.get(self.kind, _WEIGHTS)
         if self.importance == "auto":
             object.__setattr__(self, "importance", allowed[0])

@@ -191,6 +191,7 @@ def test_a_ratio_that_empties_a_layer_is_refused_before_anything_trains(trained:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"recover_epochs": 2.0}, "recover_epochs is for the training between rounds, and one round has none"),
         ({"kind": "2:4", "ratio": 0.3}, "2:4 takes out half"),
         ({"kind": "unstructured", "multiple_of": 4}, "multiple_of means nothing for unstructured"),
         ({"kind": "channels", "update": "hessian"}, "update: hessian is for unstructured and 2:4"),
@@ -207,3 +208,5 @@ def test_a_word_that_names_no_layer_is_refused(tmp_path: Path) -> None:
     trained = make_trained(make_job(CNN, ORDER), epochs=0)
     with pytest.raises(ExportError, match="keep names 'blok', which is in no layer's path"):
         masked(trained, tmp_path, kind="unstructured", keep=("blok",))
+    with pytest.raises(ExportError, match="keep names 'blok', which is in no layer's path"):
+        masked(trained, tmp_path, kind="channels", keep=("block1", "blok"))

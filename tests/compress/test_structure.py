@@ -177,6 +177,17 @@ def test_layers_that_are_kept_keep_their_width() -> None:
     assert widths == [24, 48, 24]
     with pytest.raises(ExportError, match="no mlp left to prune"):
         Prune(Config(kind="mlp", keep=("feed_forward",))).apply(in_memory(trained), context)
+    for kind in ("mlp", "heads", "depth"):
+        with pytest.raises(ExportError, match="keep names 'blok', which is in no layer's path"):
+            Prune(Config(kind=kind, keep=("block2", "blok"))).apply(in_memory(trained), context)  # type: ignore[arg-type]
+
+
+def test_experts_can_be_kept_though_they_are_no_layers_of_their_own() -> None:
+    trained, context = make("moe", "mlp")
+    step = Prune(Config(kind="mlp", multiple_of=4, keep=("experts.0", "experts.1", "experts.2", "experts.3")))
+    narrow = step.apply(in_memory(trained), context).state.model
+    path = "layers.block2.feed_forward.experts.w1"
+    assert narrow.get_parameter(path).shape == trained.model.get_parameter(path).shape
 
 
 @pytest.mark.parametrize(
