@@ -99,11 +99,15 @@ class Context:
 
 @dataclass(frozen=True)
 class Change:
-    """What a step made: the next state, figures for the report, and notes in words that the user must see."""
+    """What a step made: the next state, figures for the report, and notes in words that the user must see.
+
+    `read`: digests, by option, of what the step read from elsewhere, for the lineage.
+    """
 
     state: State
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    read: Mapping[str, str] = field(default_factory=dict)
 
 
 class Compressor(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from orchestrator.compress.base import MODULE, Change, Context, State
@@ -96,10 +96,12 @@ class Distil:
     def apply(self, state: State, context: Context) -> Change:
         """Return the model after training. Raises ExportError when the teacher cannot be read or answers otherwise."""
         from orchestrator.compress.teacher import load_teacher
+        from orchestrator.export.weights import digest_weights, state_tensors
 
         asked = self.config
         teacher = context.teacher if asked.teacher == BEFORE else load_teacher(asked.teacher)
-        return train(state, context, asked.training(), asked.lesson().lessons(teacher))
+        change = train(state, context, asked.training(), asked.lesson().lessons(teacher))
+        return replace(change, read={"teacher": digest_weights(state_tensors(teacher))})
 
     def control(self, state: State, context: Context) -> Change:
         """Return the same training of a model that nothing was done to."""

@@ -177,6 +177,17 @@ class Prune:
         after = sum(parameter.numel() for parameter in model.parameters())
         return Change(State(MODULE, model), {"params_before": before, "params_after": after})
 
+    def control(self, state: State, context: Context) -> Change | None:
+        """Return the same training between rounds of a model that nothing was done to; None when there is none."""
+        from orchestrator.export.weights import plain_copy
+
+        if self.config.rounds == 1:
+            return None
+        model = plain_copy(state.model)
+        for _ in range(self.config.rounds - 1):
+            recover_between(model, self.config, context)
+        return Change(State(MODULE, plain_copy(model)))
+
     def _narrower(self, state: State, context: Context) -> nn.Module:
         if self.config.kind == "channels":
             from orchestrator.compress.channels import prune_channels
