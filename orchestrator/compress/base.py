@@ -2,7 +2,8 @@
 
 A step is a plug-in of the group `compressors`: `Config`, `flow(config) -> (takes, gives)` over the names of
 `spec.steps.STATES`, `build(config)` returning a `Compressor`, and optionally `plan_problems(config, model, widths)`,
-`job_problems(config, job)`, `data_problems(config, data)`, `layout_problems(config, job, layout)`.
+`job_problems(config, job)`, `data_problems(config, data)`, `layout_problems(config, job, layout)`, and on the order of
+steps `leaves(config)`, `bars(config)` (see `spec.steps`) and `follow_problems(config, before, job)`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,13 @@ class State:
         if self.folder is None or not self.files:
             raise ExportError("this state is a model in memory, which has no file")
         return self.folder / self.files[0]
+
+
+def require_unbarred(use: str, bars: Mapping[str, str], state: State) -> None:
+    """Raise ExportError where a step cannot work on what those before have left (see `spec.steps`)."""
+    for mark, why in bars.items():
+        if getattr(state, mark):
+            raise ExportError(f"{use} after {mark}: {why}", hint=f"put {use} before them")
 
 
 class Launch(Protocol):

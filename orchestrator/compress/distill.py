@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Complaint = tuple[str, str, str]
 BEFORE = "input"
-__all__ = ["Config", "build", "data_problems", "flow", "job_problems", "layout_problems"]
+__all__ = ["Config", "build", "data_problems", "flow", "job_problems", "layout_problems", "leaves"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
         return found
     message = f"the teacher maps {theirs[0]} to {theirs[1]}, the model {mine[0]} to {mine[1]}"
     return [*found, ("teacher", message, "a teacher must have the same inputs and classes")]
+
+
+def leaves(config: Config) -> tuple[str, ...]:
+    """Return what later steps must respect, beside what was there and stays."""
+    return ()
 
 
 def build(config: Config) -> Distil:

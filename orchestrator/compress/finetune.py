@@ -189,6 +189,11 @@ def flow(config: Config) -> tuple[str, str]:
     return MODULE, MODULE
 
 
+def leaves(config: Config) -> tuple[str, ...]:
+    """Return what later steps must respect, beside what was there and stays."""
+    return ()
+
+
 def build(config: Config) -> Finetune:
     """Return the step."""
     return Finetune(config)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator import plugins
-from orchestrator.compress.base import MODULE, Change, Context, State
-from orchestrator.errors import ExportError
+from orchestrator.compress.base import MODULE, Change, Context, State, require_unbarred
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,6 +81,17 @@ def flow(config: Config) -> tuple[str, str]:
     return MODULE, MODULE
 
 
+def leaves(config: Config) -> tuple[str, ...]:
+    """Return what later steps must respect."""
+    return ("masks",) if config.kind in MASKS else ()
+
+
+def bars(config: Config) -> dict[str, str]:
+    """Return what this cannot come after, and why."""
+    found = {"codes": "weights would no longer have values in common"}
+    return found if config.kind in MASKS else found | {"masks": "the masks would not fit the narrower weights"}
+
+
 def kept_width(width: int, ratio: float, multiple_of: int) -> int:
     """Return how many of `width` parts stay: at least the wished share, up to a whole multiple."""
     left = width - int(width * ratio)
@@ -135,6 +145,31 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
     return [("ratio", message, f"at most {floor(1e4 * (1 - least / sum(held))) / 1e4:g}")]
 
 
+def follow_problems(config: Config, before: Sequence[tuple[str, Any]], job: JobSpec) -> list[Complaint]:
+    """Return why this cannot come after the steps `before`, (name, config) each, as (key, message, hint).
+
+    The parts that a model declares are slices of its layers; `lowrank` makes other layers of all but those it keeps.
+    """
+    kept = [thin.keep for use, thin in before if use == "lowrank"]
+    light = plugins.light_config("models", job.model.use)
+    model: Any = plugins.load("models", job.model.use) if light is not None else None
+    if config.kind not in ("mlp", "heads") or not kept or not hasattr(model, "coupled"):
+        return []
+
+    def is_thin(part: Any) -> bool:
+        layer = part.parameter.rpartition(".")[0]
+        return part.index is None and any(not any(word in layer for word in keep) for keep in kept)
+
+    groups = model.coupled(plugins.build_config(model.Config, job.model.options)).get(config.kind, {})
+    thin = [[is_thin(part) for part in slices] for slices in groups.values()]
+    if any(not any(each) for each in thin) and not any(any(each) and not all(each) for each in thin):
+        return []
+    message = (
+        f"prune {config.kind} cannot come after lowrank: of the layers it narrows, two thin ones each have been made"
+    )
+    return [("", message, "move it before lowrank")]
+
+
 def layout_problems(config: Config, job: JobSpec, layout: Layout) -> list[Complaint]:
     """Return why the training between rounds cannot run under the job's layout, as (key, message, hint)."""
     from orchestrator.compress.finetune import rank_problems
@@ -166,12 +201,9 @@ class Prune:
 
     def apply(self, state: State, context: Context) -> Change:
         """Return a narrower model, or one with masks."""
-        if state.codes:
-            raise ExportError("prune after share: weights would no longer have values in common", hint="prune first")
+        require_unbarred("prune", bars(self.config), state)
         if self.config.kind in MASKS:
             return self._masked(state, context)
-        if state.masks:
-            raise ExportError("prune after masks: the masks would not fit the narrower weights", hint="prune first")
         before = sum(parameter.numel() for parameter in state.model.parameters())
         model = self._narrower(state, context)
         after = sum(parameter.numel() for parameter in model.parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.compress.base import MODULE, Change, Context, State
+from orchestrator.compress.base import MODULE, Change, Context, State, require_unbarred
 from orchestrator.errors import ExportError
 
 if TYPE_CHECKING:
@@ -44,6 +44,19 @@ class Config:
 def flow(config: Config) -> tuple[str, str]:
     """Return what it takes and gives."""
     return MODULE, MODULE
+
+
+def leaves(config: Config) -> tuple[str, ...]:
+    """Return what later steps must respect."""
+    return ("codes",) if config.kind == "values" else ()
+
+
+def bars(config: Config) -> dict[str, str]:
+    """Return what this cannot come after, and why."""
+    if config.kind == "values":
+        return {}
+    why = "a block that becomes another one has {} of its own"
+    return {"masks": why.format("zeros"), "codes": why.format("values")}
 
 
 def plan_problems(config: Config, model: str, widths: Widths | None) -> list[Complaint]:
@@ -96,10 +109,7 @@ class Share:
         from orchestrator.compress.tie import tie_blocks
         from orchestrator.export.weights import plain_copy
 
-        if state.masks or state.codes:
-            raise ExportError(
-                "share blocks after masks or codebooks: they are of each block's own", hint="put it first"
-            )
+        require_unbarred("share blocks", bars(self.config), state)
         model = plain_copy(state.model)
         tied = tie_blocks(model, context, self.config.every)
         return Change(State(MODULE, model), {"tied": tied})
