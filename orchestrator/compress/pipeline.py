@@ -228,7 +228,10 @@ def _idle(report: StepReport, before_bytes: int, same: bool) -> str:
         return f"{report.name} CHANGED NOTHING: not one weight differs"
     shrinking = report.use not in _SAME_SIZE and not report.facts.get("sparsity")
     if shrinking and before_bytes < report.size_bytes * _UNCHANGED:
-        return f"{report.name} MADE NOTHING SMALLER: {report.size_bytes:,} bytes before and after, size ratio 1.00"
+        ratio = f"size ratio {before_bytes / report.size_bytes:.2f}"
+        return (
+            f"{report.name} MADE NOTHING SMALLER: {before_bytes:,} bytes before, {report.size_bytes:,} after, {ratio}"
+        )
     return ""
 
 

@@ -14,7 +14,7 @@ from orchestrator.compress import pipeline
 from orchestrator.compress.base import MODULE, State, Trains
 from orchestrator.compress.finetune import Config as FinetuneConfig
 from orchestrator.compress.finetune import Distill, Finetune
-from orchestrator.compress.pipeline import Trained, _code_of, _sources, digest_of
+from orchestrator.compress.pipeline import StepReport, Trained, _code_of, _idle, _sources, digest_of
 from orchestrator.compress.prune import Config as PruneConfig
 from orchestrator.compress.prune import Prune
 from orchestrator.compress.recover import Lessons, recover, soft_distance
@@ -143,6 +143,18 @@ def test_a_steps_digest_is_of_its_helpers_too_and_a_plug_ins_of_its_own_file(
     (tmp_path / "mine_too.py").write_text("HELP = 2\n\ndef build(config):\n    return None\n")
     linecache.checkcache()
     assert _code_of("mine_too:build") != after[2], "what the function calls in its file counts"
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (150_000, "1_prune MADE NOTHING SMALLER: 100,000 bytes before, 150,000 after, size ratio 0.67"),
+        (99_000, "1_prune MADE NOTHING SMALLER: 100,000 bytes before, 99,000 after, size ratio 1.01"),
+        (97_000, ""),
+    ],
+)
+def test_a_step_that_makes_nothing_smaller_is_told_with_both_sizes(after: int, words: str) -> None:
+    assert _idle(StepReport(1, "prune", 0.0, after, 1, {}), 100_000, same=False) == words
 
 
 def test_finetuning_repeats_bit_for_bit_and_leaves_its_input_alone(tmp_path: Path) -> None:
