@@ -2,7 +2,8 @@
 
 A step is a plug-in of the group `compressors`: `Config`, `flow(config) -> (takes, gives)` over the names of
 `spec.steps.STATES`, `build(config)` returning a `Compressor`, and optionally `plan_problems(config, model, widths)`,
-`job_problems(config, job)`, `data_problems(config, data)`, `layout_problems(config, job, layout)`.
+`job_problems(config, job)`, `data_problems(config, data)`, `layout_problems(config, job, layout)`, and on the order of
+steps `leaves(config)`, `bars(config)` (see `spec.steps`) and `follow_problems(config, before, job)`.
 """
 
 from __future__ import annotations
@@ -53,6 +54,13 @@ class State:
         return self.folder / self.files[0]
 
 
+def require_unbarred(use: str, bars: Mapping[str, str], state: State) -> None:
+    """Raise ExportError where a step cannot work on what those before have left (see `spec.steps`)."""
+    for mark, why in bars.items():
+        if getattr(state, mark):
+            raise ExportError(f"{use} after {mark}: {why}", hint=f"put {use} before them")
+
+
 class Launch(Protocol):
     """Trains a model in place on the ranks of a layout, and says how it went. Handed in by who knows clusters.
 
@@ -99,11 +107,15 @@ class Context:
 
 @dataclass(frozen=True)
 class Change:
-    """What a step made: the next state, figures for the report, and notes in words that the user must see."""
+    """What a step made: the next state, figures for the report, and notes in words that the user must see.
+
+    `read`: digests, by option, of what the step read from elsewhere, for the lineage.
+    """
 
     state: State
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    read: Mapping[str, str] = field(default_factory=dict)
 
 
 class Compressor(Protocol):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from orchestrator.compress.masks import fill_gradients
 from orchestrator.compress.prune import kept_width, recover_between
+from orchestrator.compress.targets import require_known
 from orchestrator.errors import ExportError, NotAbleError
 from orchestrator.export.weights import plain_copy
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 def prune_channels(model: nn.Module, config: Config, context: Context) -> nn.Module:
     """Return a narrower copy of the model. Raises ExportError when its answers would change their shape."""
     twin = plain_copy(model)
+    require_known(twin, config.keep)
     inputs, targets = context.calibration()
     wanted = twin(inputs[:2]).shape
     torch.manual_seed(context.job.train.seed)

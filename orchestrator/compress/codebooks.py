@@ -51,6 +51,14 @@ def quantised(weight: Tensor, mask: Tensor | None, clusters: int) -> tuple[Tenso
     return shared, all_codes
 
 
+def is_shared(weight: Tensor, codes: Tensor) -> bool:
+    """Say whether all weights of a code have one value, to the bit."""
+    values, numbers = weight.detach()[codes >= 0], codes[codes >= 0]
+    book = values.new_zeros(int(numbers.max()) + 1) if len(numbers) else values
+    book[numbers] = values
+    return torch.equal(book[numbers], values)
+
+
 class Tied:
     """Keeps weights with the same code equal while an optimiser moves them (Han et al. 2016, section 3).
 

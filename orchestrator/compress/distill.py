@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from orchestrator.compress.base import MODULE, Change, Context, State
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Complaint = tuple[str, str, str]
 BEFORE = "input"
-__all__ = ["Config", "build", "data_problems", "flow", "job_problems", "layout_problems"]
+__all__ = ["Config", "build", "data_problems", "flow", "job_problems", "layout_problems", "leaves"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,11 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
     return [*found, ("teacher", message, "a teacher must have the same inputs and classes")]
 
 
+def leaves(config: Config) -> tuple[str, ...]:
+    """Return what later steps must respect, beside what was there and stays."""
+    return ()
+
+
 def build(config: Config) -> Distil:
     """Return the step."""
     return Distil(config)
@@ -96,10 +101,12 @@ class Distil:
     def apply(self, state: State, context: Context) -> Change:
         """Return the model after training. Raises ExportError when the teacher cannot be read or answers otherwise."""
         from orchestrator.compress.teacher import load_teacher
+        from orchestrator.export.weights import digest_weights, state_tensors
 
         asked = self.config
         teacher = context.teacher if asked.teacher == BEFORE else load_teacher(asked.teacher)
-        return train(state, context, asked.training(), asked.lesson().lessons(teacher))
+        change = train(state, context, asked.training(), asked.lesson().lessons(teacher))
+        return replace(change, read={"teacher": digest_weights(state_tensors(teacher))})
 
     def control(self, state: State, context: Context) -> Change:
         """Return the same training of a model that nothing was done to."""

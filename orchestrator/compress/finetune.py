@@ -44,6 +44,8 @@ class Distill:
             raise ValueError("mixup needs weight 1: blends of two samples have no target but the teacher's answer")
         if self.features_weight <= 0:
             raise ValueError("features_weight must be above 0 (without `features` nothing inner counts)")
+        if not self.features and self.features_weight != 1:
+            raise ValueError("features_weight means nothing without `features`: leave it out")
 
     def lessons(self, teacher: nn.Module) -> Lessons:
         """Return what this teacher is to teach."""
@@ -185,6 +187,11 @@ def mixup_problems(distill: Mixing | None, data: DataShape) -> list[Complaint]:
 def flow(config: Config) -> tuple[str, str]:
     """Return what it takes and gives."""
     return MODULE, MODULE
+
+
+def leaves(config: Config) -> tuple[str, ...]:
+    """Return what later steps must respect, beside what was there and stays."""
+    return ()
 
 
 def build(config: Config) -> Finetune:

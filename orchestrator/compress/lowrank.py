@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.compress.base import MODULE, Change, Context, State
-from orchestrator.errors import ExportError
+from orchestrator.compress.base import MODULE, Change, Context, State, require_unbarred
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,17 @@ def flow(config: Config) -> tuple[str, str]:
     return MODULE, MODULE
 
 
+def leaves(config: Config) -> tuple[str, ...]:
+    """Return what later steps must respect."""
+    return ()
+
+
+def bars(config: Config) -> dict[str, str]:
+    """Return what this cannot come after, and why."""
+    why = "a product of matrices keeps no {}"
+    return {"masks": why.format("zeros"), "codes": why.format("values in common")}
+
+
 def build(config: Config) -> LowRank:
     """Return the step."""
     return LowRank(config)
@@ -45,11 +55,7 @@ class LowRank:
         """Return the model of thin layers. Raises ExportError where masks or codebooks would be lost."""
         from orchestrator.compress.factors import factorise
 
-        if state.masks or state.codes:
-            raise ExportError(
-                "lowrank after masks or codebooks: a product of matrices keeps neither zeros nor values in common",
-                hint="put lowrank before them",
-            )
+        require_unbarred("lowrank", bars(self.config), state)
         model, ranks, small = factorise(state.model, self.config, context)
         notes = (f"left as they are, too small to gain: {', '.join(small)}",) if small else ()
         return Change(State(MODULE, model), {"ranks": ranks}, notes)

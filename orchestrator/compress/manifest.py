@@ -24,7 +24,10 @@ EVAL_FILE = "evaluation.npz"
 
 @dataclass(frozen=True)
 class Link:
-    """One step of the lineage. `digest` names the state it gave, `parent` the one it took."""
+    """One step of the lineage. `digest` names the state it gave, `parent` the one it took.
+
+    `read`: digests, by option, of what it read from elsewhere, such as the weights of a teacher.
+    """
 
     step: str
     options: Mapping[str, Any]
@@ -32,6 +35,7 @@ class Link:
     data: str
     parent: str
     digest: str
+    read: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

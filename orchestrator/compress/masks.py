@@ -7,6 +7,7 @@ calibration samples is spread over the inputs still to come.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,26 +26,36 @@ _DAMPING = 0.01
 _BLOCK = 64
 
 
-def prune_weights(model: nn.Module, config: Config, context: Context) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return a copy with zeros and its masks by parameter name (True: kept). Raises ExportError."""
+def prune_weights(
+    model: nn.Module, config: Config, context: Context, held: Mapping[str, Tensor]
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return a copy with zeros and its masks by parameter name (True: kept). Raises ExportError.
+
+    `held` are the masks of steps before: what they made zero stays zero and counts as part of the ratio.
+    """
     twin = plain_copy(model)
     inputs, targets = context.calibration()
     layers, _ = masked_layers(twin, config)
     _require_enough(layers, config)
     torch.manual_seed(context.job.train.seed)
-    masks: dict[str, Tensor] = {}
+    masks = dict(held)
     for number in range(1, config.rounds + 1):
         if config.importance == "taylor":
             fill_gradients(twin, context, inputs, targets)
         share = config.ratio * (1 - (1 - number / config.rounds) ** 3)  # most go early, when they are missed least
-        scores = {name: _scores(layer, config.importance) for name, layer in layers.items()}
-        kept = _two_of_four(scores) if config.kind == "2:4" else _largest(scores, share)
+        open_ = {name: _open(layer, masks.get(f"{name}.weight")) for name, layer in layers.items()}
+        scores = {
+            name: _scores(layer, config.importance).masked_fill(~open_[name], -torch.inf)
+            for name, layer in layers.items()
+        }
+        chosen = _two_of_four(scores) if config.kind == "2:4" else _largest(scores, share)
+        kept = {name: mask & open_[name] for name, mask in chosen.items()}
         if config.update == "hessian":
-            kept = _updated(twin, layers, kept, inputs, config.kind)
+            kept = _updated(twin, layers, kept, open_, inputs, config.kind)
         with torch.no_grad():
             for name, layer in layers.items():
                 layer.weight.masked_fill_(~kept[name].view_as(layer.weight), 0.0)
-        masks = {f"{name}.weight": kept[name].view_as(layer.weight) for name, layer in layers.items()}
+        masks |= {f"{name}.weight": kept[name].view_as(layer.weight) for name, layer in layers.items()}
         twin.zero_grad(set_to_none=True)
         if number < config.rounds:
             recover_between(twin, config, context, masks)
@@ -73,6 +84,11 @@ def fill_gradients(model: nn.Module, context: Context, inputs: Tensor, targets: 
     model.requires_grad_(True)
     model.zero_grad(set_to_none=True)
     (loss.sum(model(inputs), targets) / len(inputs)).backward()  # type: ignore[no-untyped-call]
+
+
+def _open(layer: Layer, mask: Tensor | None) -> Tensor:
+    """Return which weights no mask holds at zero yet, [outputs, inputs per output]."""
+    return torch.ones_like(layer.weight, dtype=torch.bool).flatten(1) if mask is None else mask.flatten(1)
 
 
 def _scores(layer: Layer, importance: str) -> Tensor:
@@ -115,22 +131,29 @@ def _two_of_four(scores: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _updated(
-    model: nn.Module, layers: dict[str, Layer], kept: dict[str, Tensor], inputs: Tensor, kind: str
+    model: nn.Module,
+    layers: dict[str, Layer],
+    kept: dict[str, Tensor],
+    open_: dict[str, Tensor],
+    inputs: Tensor,
+    kind: str,
 ) -> dict[str, Tensor]:
     """Change the layers' weights so that zeros are made up for; return the masks, chosen anew by the same shares."""
     moments = input_moments(model, layers, inputs)
     found: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        weight, mask = sparse_update(layer.weight.detach().flatten(1), moments[name], kept[name], kind)
+        weight, mask = sparse_update(layer.weight.detach().flatten(1), moments[name], kept[name], kind, open_[name])
         layer.weight.data = weight.view_as(layer.weight)
         found[name] = mask
     return found
 
 
-def sparse_update(weight_OI: Tensor, moment_II: Tensor, kept_OI: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+def sparse_update(
+    weight_OI: Tensor, moment_II: Tensor, kept_OI: Tensor, kind: str, open_OI: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return weights and mask after SparseGPT over one layer, as many zeros as `kept_OI` has (per block of inputs).
 
-    `moment_II` is the mean of x x^T over the layer's inputs.
+    `moment_II` is the mean of x x^T over the layer's inputs; only `open_OI` (None: all) may be kept.
     """
     weight = weight_OI.double().clone()
     size = weight.shape[1]
@@ -138,10 +161,12 @@ def sparse_update(weight_OI: Tensor, moment_II: Tensor, kept_OI: Tensor, kind: s
     damped += 1e-10 * torch.eye(size, dtype=torch.float64)
     factor = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     mask = kept_OI.clone()
+    open_OI = torch.ones_like(mask) if open_OI is None else open_OI
     for begin in range(0, size, _BLOCK):
         end = min(begin + _BLOCK, size)
         saliency = (weight[:, begin:end] / factor.diagonal()[begin:end]).square()
-        mask[:, begin:end] = _choose(saliency, kept_OI[:, begin:end], kind)
+        may = open_OI[:, begin:end]
+        mask[:, begin:end] = _choose(saliency.masked_fill(~may, -torch.inf), kept_OI[:, begin:end], kind) & may
         for at in range(begin, end):
             error_O = (weight[:, at] * ~mask[:, at]) / factor[at, at]
             weight[:, at:] -= error_O[:, None] * factor[at, at:]

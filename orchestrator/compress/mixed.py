@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from orchestrator.compress import integers
 from orchestrator.compress.fakequant import Grid, Range, take_off, wear
 from orchestrator.compress.qat import observed, readers_of
+from orchestrator.compress.writers.onnx import slim
 from orchestrator.errors import ExportError
 from orchestrator.export.score import score
 from orchestrator.export.weights import plain_copy
@@ -78,11 +79,12 @@ def quantise_mixed(
     wanted = wanted_bytes(config.budget, baseline_bytes)
     layers = _layers(source, model)
     _measure(layers, model, context, config.group, _ranges(source, layers, context, config.algorithm))
-    full = source.stat().st_size - taken_bytes(layers, dict.fromkeys(_names(layers), FULL), config.group)
+    full = _lean_bytes(source, target) - taken_bytes(layers, dict.fromkeys(_names(layers), FULL), config.group)
     allowed: float = wanted - full
     while True:
         estimate = allocate(layers, allowed, config.group)
         _write(source, target, layers, context, config)
+        slim(target)  # what is handed on, and what the budget is for
         over = target.stat().st_size - wanted
         if over <= 0:
             return [_row(layer) for layer in layers]
@@ -93,6 +95,13 @@ def quantise_mixed(
         f"the budget of {wanted:,} bytes is missed by {over:,}, with as few bits as the runtime has kernels for",
         hint="raise the budget, or take parts out first (`prune`)",
     )
+
+
+def _lean_bytes(source: Path, scratch: Path) -> int:
+    """Return what the graph takes without what no runtime reads; quantisers are given it with inferred shapes."""
+    scratch.write_bytes(source.read_bytes())
+    slim(scratch)
+    return scratch.stat().st_size
 
 
 def _row(layer: Layer) -> dict[str, Any]:

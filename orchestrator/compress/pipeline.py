@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +168,7 @@ class _Run:
             short = use.use.rpartition(":")[2].rpartition(".")[2]
             change: Change = step.apply(state, self.context(number, short))
             state = change.state
-            self.links.append(self._link(use, before, digest_of(state)))
+            self.links.append(self._link(use, before, digest_of(state), change.read))
             report = self.report(number, short, state, time.perf_counter() - begun, change.facts)
             report = replace(report, warning=_idle(report, size, before == digest_of(state)))
             self.reports.append(report)
@@ -187,8 +188,8 @@ class _Run:
         size = artifact.size_of(state)
         return StepReport(number, use, seconds, size, params, metrics, dict(facts or {}))
 
-    def _link(self, use: Use, parent: str, digest: str) -> Link:
-        return Link(use.use, use.options, _code_of(use.use), self._trained.data.digest, parent, digest)
+    def _link(self, use: Use, parent: str, digest: str, read: Mapping[str, str]) -> Link:
+        return Link(use.use, use.options, _code_of(use.use), self._trained.data.digest, parent, digest, dict(read))
 
 
 def digest_of(state: State) -> str:
@@ -200,13 +201,25 @@ def digest_of(state: State) -> str:
 
 
 def _code_of(use: str) -> str:
-    """Return a digest of a step's source, so that a lineage names the code too."""
+    """Return a digest of a step's source, so that a lineage names the code too.
+
+    Of a built-in step, of this whole package: helpers are shared. Of a plug-in, of its own file.
+    """
     plugin = plugins.load("compressors", use)
+    module = str(getattr(plugin, "__module__", None) or getattr(plugin, "__name__", ""))
     try:
-        source = inspect.getsource(plugin)
+        own = module.startswith(f"{__name__.rpartition('.')[0]}.")
+        source = _sources(Path(__file__).parent) if own else inspect.getsource(inspect.getmodule(plugin) or plugin)
     except (OSError, TypeError):
         source = use
-    return hashlib.sha256(f"{__version__}\n{source}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{__version__}\n{use}\n{source}".encode()).hexdigest()[:16]
+
+
+@cache
+def _sources(folder: Path) -> str:
+    """Return all sources below a folder, each after its path."""
+    files = sorted(folder.rglob("*.py"))
+    return "\n".join(f"{file.relative_to(folder)}\n{file.read_text(encoding='utf-8')}" for file in files)
 
 
 def _idle(report: StepReport, before_bytes: int, same: bool) -> str:
@@ -215,7 +228,10 @@ def _idle(report: StepReport, before_bytes: int, same: bool) -> str:
         return f"{report.name} CHANGED NOTHING: not one weight differs"
     shrinking = report.use not in _SAME_SIZE and not report.facts.get("sparsity")
     if shrinking and before_bytes < report.size_bytes * _UNCHANGED:
-        return f"{report.name} MADE NOTHING SMALLER: {report.size_bytes:,} bytes before and after, size ratio 1.00"
+        ratio = f"size ratio {before_bytes / report.size_bytes:.2f}"
+        return (
+            f"{report.name} MADE NOTHING SMALLER: {before_bytes:,} bytes before, {report.size_bytes:,} after, {ratio}"
+        )
     return ""
 
 

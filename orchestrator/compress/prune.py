@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator import plugins
-from orchestrator.compress.base import MODULE, Change, Context, State
-from orchestrator.errors import ExportError
+from orchestrator.compress.base import MODULE, Change, Context, State, require_unbarred
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,6 +59,8 @@ class Config:
             raise ValueError("replicate and shard must be at least 1")
         if self.rounds == 1 and (self.replicate or self.shard):
             raise ValueError("replicate and shard are for the training between rounds, and one round has none")
+        if self.rounds == 1 and self.recover_epochs != 1:
+            raise ValueError("recover_epochs is for the training between rounds, and one round has none")
         allowed = _IMPORTANCE.get(self.kind, _WEIGHTS)
         if self.importance == "auto":
             object.__setattr__(self, "importance", allowed[0])
@@ -78,6 +79,17 @@ class Config:
 def flow(config: Config) -> tuple[str, str]:
     """Return what it takes and gives."""
     return MODULE, MODULE
+
+
+def leaves(config: Config) -> tuple[str, ...]:
+    """Return what later steps must respect."""
+    return ("masks",) if config.kind in MASKS else ()
+
+
+def bars(config: Config) -> dict[str, str]:
+    """Return what this cannot come after, and why."""
+    found = {"codes": "weights would no longer have values in common"}
+    return found if config.kind in MASKS else found | {"masks": "the masks would not fit the narrower weights"}
 
 
 def kept_width(width: int, ratio: float, multiple_of: int) -> int:
@@ -133,6 +145,31 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
     return [("ratio", message, f"at most {floor(1e4 * (1 - least / sum(held))) / 1e4:g}")]
 
 
+def follow_problems(config: Config, before: Sequence[tuple[str, Any]], job: JobSpec) -> list[Complaint]:
+    """Return why this cannot come after the steps `before`, (name, config) each, as (key, message, hint).
+
+    The parts that a model declares are slices of its layers; `lowrank` makes other layers of all but those it keeps.
+    """
+    kept = [thin.keep for use, thin in before if use == "lowrank"]
+    light = plugins.light_config("models", job.model.use)
+    model: Any = plugins.load("models", job.model.use) if light is not None else None
+    if config.kind not in ("mlp", "heads") or not kept or not hasattr(model, "coupled"):
+        return []
+
+    def is_thin(part: Any) -> bool:
+        layer = part.parameter.rpartition(".")[0]
+        return part.index is None and any(not any(word in layer for word in keep) for keep in kept)
+
+    groups = model.coupled(plugins.build_config(model.Config, job.model.options)).get(config.kind, {})
+    thin = [[is_thin(part) for part in slices] for slices in groups.values()]
+    if any(not any(each) for each in thin) and not any(any(each) and not all(each) for each in thin):
+        return []
+    message = (
+        f"prune {config.kind} cannot come after lowrank: of the layers it narrows, two thin ones each have been made"
+    )
+    return [("", message, "move it before lowrank")]
+
+
 def layout_problems(config: Config, job: JobSpec, layout: Layout) -> list[Complaint]:
     """Return why the training between rounds cannot run under the job's layout, as (key, message, hint)."""
     from orchestrator.compress.finetune import rank_problems
@@ -164,16 +201,24 @@ class Prune:
 
     def apply(self, state: State, context: Context) -> Change:
         """Return a narrower model, or one with masks."""
-        if state.codes:
-            raise ExportError("prune after share: weights would no longer have values in common", hint="prune first")
+        require_unbarred("prune", bars(self.config), state)
         if self.config.kind in MASKS:
             return self._masked(state, context)
-        if state.masks:
-            raise ExportError("prune after masks: the masks would not fit the narrower weights", hint="prune first")
         before = sum(parameter.numel() for parameter in state.model.parameters())
         model = self._narrower(state, context)
         after = sum(parameter.numel() for parameter in model.parameters())
         return Change(State(MODULE, model), {"params_before": before, "params_after": after})
+
+    def control(self, state: State, context: Context) -> Change | None:
+        """Return the same training between rounds of a model that nothing was done to; None when there is none."""
+        from orchestrator.export.weights import plain_copy
+
+        if self.config.rounds == 1:
+            return None
+        model = plain_copy(state.model)
+        for _ in range(self.config.rounds - 1):
+            recover_between(model, self.config, context)
+        return Change(State(MODULE, plain_copy(model)))
 
     def _narrower(self, state: State, context: Context) -> nn.Module:
         if self.config.kind == "channels":
@@ -187,18 +232,10 @@ class Prune:
     def _masked(self, state: State, context: Context) -> Change:
         from orchestrator.compress.masks import masked_layers, prune_weights
 
-        model, masks = prune_weights(state.model, self.config, context)
+        model, masks = prune_weights(state.model, self.config, context, state.masks)
         _, odd = masked_layers(state.model, self.config)
         zeros = sum(int((~mask).sum()) for mask in masks.values())
         total = sum(mask.numel() for mask in masks.values())
         notes = (f"2:4 leaves out {', '.join(odd)}: inputs are no multiple of 4",) if odd else ()
         facts = {"zeros": zeros, "maskable": total, "sparsity": zeros / total}
-        return Change(State(MODULE, model, masks=_both(state.masks, masks)), facts, notes)
-
-
-def _both(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the masks after a second pruning: what was zero stays zero."""
-    found = dict(old)
-    for name, mask in new.items():
-        found[name] = mask & old[name] if name in old else mask
-    return found
+        return Change(State(MODULE, model, masks=masks), facts, notes)

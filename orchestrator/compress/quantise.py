@@ -23,6 +23,7 @@ Complaint = tuple[str, str, str]
 _MOST, _MOST_CONV = 8.0, 4.0
 _RANGES, _ROUNDINGS = ("minmax", "entropy", "percentile"), ("minmax", "gptq", "awq", "scale")
 _FLOAT_TARGETS = ("cnn", "resnet")  # convolutions have no kernels for weight-only integers
+_FLAT = ("mlp", "perceptron", "neuron")
 _NOT_FLOAT8 = {"cnn": "convolutions", "resnet": "convolutions", "rnn": "recurrent layers"}
 LEAST_FLOAT8 = 160
 """Weights of the smallest layer that takes half of its bytes in float8, filled up to 16 x 16 and with its scales."""
@@ -122,7 +123,9 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
         return unknown
     if config.qat is not None and not FORMATS[format].qat:
         return [("qat", f"training on the integers knows the grid of onnx, not that of {format}", "remove qat")]
-    lacking = missing(format, "scheme", integers=True) or _size_problems(config, job)
+    lacking = (
+        missing(format, "scheme", integers=True) or _size_problems(config, job) or _flat_problems(config, job, format)
+    )
     if lacking:
         return lacking
     steps = {step.use for step in job.compress.steps}
@@ -135,10 +138,30 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
     features = [(f"qat.distill.{key}", message, hint) for key, message, hint in feature_problems(distill, job)]
     if features:
         return features
-    if config.qat is None or "share" not in steps:
+    if config.qat is None or not _shares_values(job):
         return []
     message = "training on the grid of the integers would take weights off the values that `share` gave them"
     return [("qat", message, "remove share: integers share values anyway")]
+
+
+def _shares_values(job: JobSpec) -> bool:
+    """Say whether a step gives weights values in common; blocks that become one are trained as one."""
+    return any(step.use == "share" and step.options.get("kind", "values") == "values" for step in job.compress.steps)
+
+
+def _flat_problems(config: Config, job: JobSpec, format: str) -> list[Complaint]:
+    """Return that ONNX Runtime's tool for weights alone passes over all layers of a model, as (key, message, hint).
+
+    Linear layers on flat inputs are Gemm in the graph but where they have no bias, as the first of `lowrank`'s pairs.
+    """
+    lowrank = any(step.use == "lowrank" for step in job.compress.steps)
+    if format != "onnx" or config.scheme not in ("int8-weight", "int4-weight") or job.model.use not in _FLAT or lowrank:
+        return []
+    message = (
+        f"{config.scheme} changes linear layers on sequences and embeddings only in onnx: those of model "
+        f"{job.model.use} have a bias and flat inputs, which its tool passes over"
+    )
+    return [("scheme", message, "write int8-static or int8-dynamic")]
 
 
 def _size_problems(config: Config, job: JobSpec) -> list[Complaint]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.compress.base import MODULE, Change, Context, State
+from orchestrator.compress.base import MODULE, Change, Context, State, require_unbarred
 from orchestrator.errors import ExportError
 
 if TYPE_CHECKING:
@@ -46,6 +46,19 @@ def flow(config: Config) -> tuple[str, str]:
     return MODULE, MODULE
 
 
+def leaves(config: Config) -> tuple[str, ...]:
+    """Return what later steps must respect."""
+    return ("codes",) if config.kind == "values" else ()
+
+
+def bars(config: Config) -> dict[str, str]:
+    """Return what this cannot come after, and why."""
+    if config.kind == "values":
+        return {}
+    why = "a block that becomes another one has {} of its own"
+    return {"masks": why.format("zeros"), "codes": why.format("values")}
+
+
 def plan_problems(config: Config, model: str, widths: Widths | None) -> list[Complaint]:
     """Return what does not work out with this model, as (key, message, hint)."""
     if config.kind == "values":
@@ -71,17 +84,23 @@ class Share:
         """Return the model with few values, and which weight has which; or with fewer blocks of its own."""
         if self.config.kind == "blocks":
             return self._tied(state, context)
-        from orchestrator.compress.codebooks import quantised
+        from orchestrator.compress.codebooks import is_shared, quantised
         from orchestrator.compress.fold import fold_norms
         from orchestrator.compress.targets import weighted_layers
         from orchestrator.export.weights import plain_copy
 
         model = plain_copy(state.model)
         folded = fold_norms(model, context.calibration()[0][:2]) if self.config.fold_norms else 0
-        codes = {}
+        codes = dict(state.codes)
         for name, layer in weighted_layers(model, self.config.keep).items():
             path = f"{name}.weight"
             layer.weight.data, codes[path] = quantised(layer.weight.data, state.masks.get(path), self.config.clusters)
+        for path, code in codes.items():
+            if not is_shared(model.get_parameter(path), code):
+                raise ExportError(
+                    f"merging batch norms takes {path} off the values that a share before gave it",
+                    hint="set fold_norms as in that share",
+                )
         covered = sum(code.numel() for code in codes.values())
         facts = {"clusters": self.config.clusters, "norms_folded": folded, "weights_shared": covered}
         return Change(State(MODULE, plain_copy(model), masks=state.masks, codes=codes), facts)
@@ -90,10 +109,7 @@ class Share:
         from orchestrator.compress.tie import tie_blocks
         from orchestrator.export.weights import plain_copy
 
-        if state.masks or state.codes:
-            raise ExportError(
-                "share blocks after masks or codebooks: they are of each block's own", hint="put it first"
-            )
+        require_unbarred("share blocks", bars(self.config), state)
         model = plain_copy(state.model)
         tied = tie_blocks(model, context, self.config.every)
         return Change(State(MODULE, model), {"tied": tied})

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from orchestrator import plugins
 from orchestrator.compress.masks import fill_gradients
 from orchestrator.compress.prune import kept_width, recover_between
+from orchestrator.compress.targets import require_known
 from orchestrator.errors import ExportError
 from orchestrator.export.weights import plain_copy
 
@@ -47,7 +48,9 @@ Parameters = Mapping[str, Tensor]
 def prune_structure(model: nn.Module, config: Config, context: Context) -> nn.Module:
     """Return a copy without the least important parts. Raises ExportError when there is nothing of the kind left."""
     twin = plain_copy(model)
-    groups = _present(twin, declared(context, config.kind), config)
+    every = declared(context, config.kind)
+    require_known(twin, config.keep, every)
+    groups = _present(twin, every, config)
     parameters = dict(twin.named_parameters(remove_duplicate=False))
     widths = {
         name: len(_along(parameters[slices[0].parameter], slices[0])) // slices[0].chunk

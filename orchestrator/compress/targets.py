@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -25,9 +25,7 @@ def weighted_layers(model: nn.Module, keep: tuple[str, ...] = ()) -> dict[str, L
         for parameter in module.parameters(recurse=False):
             uses[id(parameter)] = uses.get(id(parameter), 0) + 1
     all_layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
-    for word in keep:
-        if not any(word in name for name, _ in model.named_modules()):
-            raise ExportError(f"keep names '{word}', which is in no layer's path", hint=f"paths: {_some(all_layers)}")
+    require_known(model, keep)
     found = {
         name: part
         for name, part in all_layers.items()
@@ -38,8 +36,16 @@ def weighted_layers(model: nn.Module, keep: tuple[str, ...] = ()) -> dict[str, L
     return found
 
 
-def _some(layers: Mapping[str, nn.Module]) -> str:
-    names = list(layers)
+def require_known(model: nn.Module, keep: Iterable[str], parts: Iterable[str] = ()) -> None:
+    """Raise ExportError when a word of `keep` is in no layer's path nor in a name of `parts`: it would keep nothing."""
+    paths = [*parts, *(name for name, _ in model.named_modules(remove_duplicate=False))]
+    for word in keep:
+        if not any(word in path for path in paths):
+            names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+            raise ExportError(f"keep names '{word}', which is in no layer's path", hint=f"paths: {_some(names)}")
+
+
+def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
 

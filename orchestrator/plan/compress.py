@@ -1,8 +1,9 @@
 """Do the compression steps fit model and data? What can be known without torch, before anything trains.
 
 A model may say `prunable(config) -> {kind: {name: width}}`: what structural pruning can make narrower, and how wide it
-is. A step may say `plan_problems(config, model, widths)`, `job_problems(config, job)`, `data_problems(config, data)`
-and `layout_problems(config, job, layout)`: what does not work out, as (key, message, hint).
+is. A step may say `plan_problems(config, model, widths)`, `job_problems(config, job)`, `data_problems(config, data)`,
+`layout_problems(config, job, layout)` and `follow_problems(config, before, job)`, `before` being (name, config) of the
+steps before it: what does not work out, as (key, message, hint).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def compress_problems(job: JobSpec, data: DataShape, layout: Layout, notes: list
         return []
     found = _calibration(job, data)
     widths = model_widths(job)
+    before: list[tuple[str, Any]] = []
     for index, use in enumerate(job.compress.steps):
         config = plugins.light_config("compressors", use.use)
         if config is None:
@@ -39,6 +41,8 @@ def compress_problems(job: JobSpec, data: DataShape, layout: Layout, notes: list
         complaints += plugin.job_problems(asked, job) if hasattr(plugin, "job_problems") else []
         complaints += plugin.data_problems(asked, data) if hasattr(plugin, "data_problems") else []
         complaints += plugin.layout_problems(asked, job, layout) if hasattr(plugin, "layout_problems") else []
+        complaints += plugin.follow_problems(asked, before, job) if hasattr(plugin, "follow_problems") else []
+        before.append((use.use, asked))
         for key, message, hint in complaints:
             path = f"compress.steps.{index}.{key}" if key else f"compress.steps.{index}"
             found.append(Problem(path, message, hint, "step-mismatch"))

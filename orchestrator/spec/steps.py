@@ -1,6 +1,9 @@
 """Can these compression steps follow one another? Pure rules over what each step takes and gives. No torch.
 
-Called by `spec.problems`. A step's plug-in says of itself `flow(config) -> (takes, gives)`, each one of `STATES`.
+Called by `spec.problems`. A step's plug-in says of itself `flow(config) -> (takes, gives)`, each one of `STATES`. It
+may say `leaves(config)`, what it leaves on a model that later steps must respect (`masks`: zeros that stay, `codes`:
+weights that share values), and `bars(config)`, which of these it cannot come after and why. A step without `leaves` may
+take them away: after it nothing is known.
 """
 
 from __future__ import annotations
@@ -31,6 +34,14 @@ class Step(NamedTuple):
     use: str
     takes: str
     gives: str
+    kind: str = ""
+    leaves: tuple[str, ...] | None = None
+    bars: Mapping[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """Return `prune unstructured`."""
+        return f"{self.use} {self.kind}".strip()
 
 
 def order_problems(parts: Sequence[Part]) -> list[Problem]:
@@ -44,6 +55,9 @@ def order_problems(parts: Sequence[Part]) -> list[Problem]:
     for before, after in pairwise(known):
         if after.takes != before.gives:
             return [_wrong(after, before, known)]
+    barred = _barred(known)
+    if barred is not None:
+        return [barred]
     return [_open_end(known[-1])] if known[-1].gives == "module" else []
 
 
@@ -55,11 +69,30 @@ def _step(part: Part) -> Step | None:
         if config is None:
             return Step(part.path, part.use, *_PLAIN)
         plugin: Any = plugins.load(part.group, part.use)
-        flow = getattr(plugin, "flow", None)
-        takes, gives = flow(plugins.build_config(config, part.options)) if flow else _PLAIN
+        asked = plugins.build_config(config, part.options)
+        takes, gives = plugin.flow(asked) if hasattr(plugin, "flow") else _PLAIN
+        leaves = tuple(plugin.leaves(asked)) if hasattr(plugin, "leaves") else None
+        bars = plugin.bars(asked) if hasattr(plugin, "bars") else {}
     except JobFileError:
         return None
-    return Step(part.path, part.use, takes, gives)
+    return Step(part.path, part.use, takes, gives, str(getattr(asked, "kind", "")), leaves, bars)
+
+
+def _barred(steps: Sequence[Step]) -> Problem | None:
+    """Return the first step that cannot work on what one before it has left, and the order that can."""
+    left: dict[str, Step] = {}
+    for step in steps:
+        for mark, before in left.items():
+            if mark in step.bars:
+                message = f"{step.name} cannot come after {before.name}: {step.bars[mark]}"
+                return Problem(
+                    step.path, message, f"move {step.name} before {before.name} ({before.path})", "step-order"
+                )
+        if step.leaves is None:
+            left.clear()
+        else:
+            left |= {mark: step for mark in step.leaves if mark not in left}
+    return None
 
 
 def _wrong(step: Step, before: Step | None, steps: Sequence[Step]) -> Problem:

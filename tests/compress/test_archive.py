@@ -153,6 +153,21 @@ def test_values_in_common_stay_so_while_finetuning(trained: Trained, tmp_path: P
     assert moved == len(after.codes)
 
 
+def test_what_a_first_share_gave_values_in_common_keeps_them_after_a_second(trained: Trained, tmp_path: Path) -> None:
+    context = context_of(trained, tmp_path)
+    first = Share(ShareConfig(clusters=4, keep=("block2",))).apply(in_memory(trained), context).state
+    second = Share(ShareConfig(clusters=8, keep=("block1",))).apply(first, context).state
+    after = Finetune(FinetuneConfig(epochs=0.05)).apply(second, context).state
+    assert len(after.codes) == 7
+    for name, codes in after.codes.items():
+        values = after.model.get_parameter(name)
+        assert all(len(values[codes == code].unique()) == 1 for code in codes.unique())
+        assert ("block1" in name) <= (len(codes.unique()) <= 4)
+    apart = Share(ShareConfig(keep=("block2",), fold_norms=False)).apply(in_memory(trained), context).state
+    with pytest.raises(ExportError, match=r"takes layers\.block1\.\S+ off the values that a share before gave it"):
+        Share(ShareConfig(keep=("block1",))).apply(apart, context)
+
+
 def test_an_archive_holds_without_torch_and_says_what_it_restores(outcome: Outcome) -> None:
     checked = outcome.checked
     restored = unpack((outcome.folder / "artifact" / "model.pack").read_bytes())

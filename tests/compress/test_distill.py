@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ import torch
 
 from orchestrator.compress.counted import Counted
 from orchestrator.compress.distill import Config, Distil
-from orchestrator.compress.pipeline import digest_of
+from orchestrator.compress.manifest import Link
+from orchestrator.compress.pipeline import _Run, digest_of
 from orchestrator.compress.recover import Lessons, counted_of, recover, taught_distance
 from orchestrator.compress.teacher import load_teacher, teacher_job
 from orchestrator.data.order import SampleOrder
 from orchestrator.errors import ExportError, PlanError
-from orchestrator.export.weights import plain_copy, state_tensors
+from orchestrator.export.weights import digest_weights, plain_copy, state_tensors
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
 from orchestrator.spec.job import JobSpec
@@ -46,10 +49,24 @@ def test_the_model_before_teaches_by_default_and_a_run_or_an_export_when_named(t
     digests = set()
     for teacher in ("input", str(run.path), str(made.path)):
         build_plan(make_job(CNN, steps(teacher=teacher)), HERE)
-        after = Distil(Config(teacher=teacher, epochs=0.2)).apply(in_memory(trained), context).state
-        digests.add(digest_of(after))
+        change = Distil(Config(teacher=teacher, epochs=0.2)).apply(in_memory(trained), context)
+        digests.add(digest_of(change.state))
+        weights = state_tensors(trained.model if teacher == "input" else load_teacher(teacher))
+        assert change.read == {"teacher": digest_weights(weights)}
     assert len(digests) == 3
     assert not any(parameter.requires_grad for parameter in load_teacher(str(run.path)).parameters())
+
+
+def test_the_lineage_names_the_weights_of_the_teacher(tmp_path: Path) -> None:
+    (made,) = export(make_job(RESNET), ["safetensors"], tmp_path / "export", torch.rand(45, 1, 8, 8))
+    job = make_job(CNN, [{"use": "distill", "teacher": str(made.path), "epochs": 0.05}, {"use": "export"}])
+    only = job.compress.model_copy(update={"steps": job.compress.steps[:1]})
+    trained = make_trained(job.model_copy(update={"compress": only}), epochs=0)
+    run = _Run(trained, tmp_path / "compress", lambda text: None)
+    run.steps(run.report(0, "trained", in_memory(trained), 0.0))
+    (link,) = run.links
+    assert link.read == {"teacher": digest_weights(state_tensors(load_teacher(str(made.path))))}
+    assert Link(**json.loads(json.dumps(asdict(link)))) == link
 
 
 def test_a_teacher_of_numbers_or_of_one_logit_is_followed_too() -> None:

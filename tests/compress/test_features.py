@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from orchestrator.compress.distill import Config as DistilConfig
 from orchestrator.compress.features import Features, chosen
 from orchestrator.compress.finetune import Config, Distill, Finetune
 from orchestrator.compress.prune import Config as PruneConfig
@@ -32,7 +33,8 @@ def test_a_narrower_pupil_comes_nearer_inside_and_keeps_no_map(tmp_path: Path) -
     names = list(state_tensors(state.model))
     explained = []
     for features in ((), BLOCKS):
-        step = Finetune(Config(epochs=3, lr=0.003, distill=Distill(features=features, features_weight=5.0)))
+        distill = Distill(features=features, features_weight=5.0 if features else 1.0)
+        step = Finetune(Config(epochs=3, lr=0.003, distill=distill))
         pupil = step.apply(state, context).state.model
         assert list(state_tensors(pupil)) == names
         assert not any(part._forward_hooks for part in pupil.modules())
@@ -105,3 +107,6 @@ def test_a_layer_that_the_model_does_not_name_is_refused_before_anything_trains(
     assert "no layer 'layers.blok1'" in problem.message
     with pytest.raises(ValueError, match="features_weight must be above 0"):
         Distill(features="auto", features_weight=0.0)
+    for config in (Distill, DistilConfig):
+        with pytest.raises(ValueError, match="features_weight means nothing without `features`"):
+            config(features_weight=5.0)

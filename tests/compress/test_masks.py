@@ -126,6 +126,44 @@ def test_zeros_are_kept_by_finetuning_and_by_a_second_pruning(trained: Trained, 
         assert not tuned.model.get_parameter(name)[~mask].signbit().any(), "zeros of either sign would not pack"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ratio": 0.7},
+        {"ratio": 0.7, "update": "hessian"},
+        {"ratio": 0.7, "importance": "taylor"},
+        {"ratio": 0.8, "importance": "random", "rounds": 2, "recover_epochs": 0.05},
+        {"kind": "2:4"},
+        {"kind": "2:4", "update": "hessian"},
+        {"ratio": 0.7, "rounds": 2, "recover_epochs": 0.05, "keep": ("block2",)},
+        {"ratio": 0.3},
+    ],
+    ids=["magnitude", "hessian", "taylor", "random", "two", "two-hessian", "kept", "lower"],
+)
+def test_a_second_pruning_chooses_among_what_the_first_left(
+    options: dict[str, Any], trained: Trained, tmp_path: Path
+) -> None:
+    first = masked(trained, tmp_path, kind="unstructured", ratio=0.5)
+    asked = Config(**{"kind": "unstructured", **options})
+    change = Prune(asked).apply(first, context_of(trained, tmp_path))
+    after = change.state
+    assert set(after.masks) == set(first.masks)
+    for name, mask in after.masks.items():
+        weight, old = after.model.get_parameter(name), first.masks[name]
+        assert not weight[~mask].any(), "what is masked is zero"
+        assert not (mask & ~old).any(), "what was masked stays masked"
+        if asked.kind == "2:4" and not mask[0].numel() % 4:
+            open_, kept = (each.flatten(1).reshape(-1, 4).sum(1) for each in (old, mask))
+            assert torch.equal(kept, open_.clamp(max=2))
+        if any(word in name for word in asked.keep):
+            assert torch.equal(mask, old)
+    zeros = sum(int((~mask).sum()) for mask in after.masks.values())
+    total = sum(mask.numel() for mask in after.masks.values())
+    assert change.facts["sparsity"] == zeros / total
+    if asked.kind == "unstructured" and not asked.keep:
+        assert zeros / total == pytest.approx(max(asked.ratio, 0.5), abs=1e-3)
+
+
 def test_structural_pruning_after_masks_is_refused(trained: Trained, tmp_path: Path) -> None:
     state = masked(trained, tmp_path, kind="unstructured")
     with pytest.raises(ExportError, match="would not fit the narrower weights"):
@@ -153,6 +191,7 @@ def test_a_ratio_that_empties_a_layer_is_refused_before_anything_trains(trained:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"recover_epochs": 2.0}, "recover_epochs is for the training between rounds, and one round has none"),
         ({"kind": "2:4", "ratio": 0.3}, "2:4 takes out half"),
         ({"kind": "unstructured", "multiple_of": 4}, "multiple_of means nothing for unstructured"),
         ({"kind": "channels", "update": "hessian"}, "update: hessian is for unstructured and 2:4"),
@@ -169,3 +208,5 @@ def test_a_word_that_names_no_layer_is_refused(tmp_path: Path) -> None:
     trained = make_trained(make_job(CNN, ORDER), epochs=0)
     with pytest.raises(ExportError, match="keep names 'blok', which is in no layer's path"):
         masked(trained, tmp_path, kind="unstructured", keep=("blok",))
+    with pytest.raises(ExportError, match="keep names 'blok', which is in no layer's path"):
+        masked(trained, tmp_path, kind="channels", keep=("block1", "blok"))

@@ -22,6 +22,7 @@ from orchestrator.compress.quantise import Budget, Config
 from orchestrator.compress.report import as_json, table
 from orchestrator.compress.runtimes.base import open_folder
 from orchestrator.compress.verify import check_artifact
+from orchestrator.compress.writers.onnx import slim
 from orchestrator.errors import ExportError, PlanError
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
@@ -97,6 +98,7 @@ def test_a_file_larger_than_estimated_takes_more_bits_until_none_are_left(
     monkeypatch.setattr(mixed, "_layers", lambda source, model: layers)
     monkeypatch.setattr(mixed, "_measure", lambda *given: None)
     monkeypatch.setattr(mixed, "_write", write)
+    monkeypatch.setattr(mixed, "slim", lambda path: None)
     nothing = cast(Any, None)
 
     def quantised(wanted: int) -> list[int]:
@@ -109,6 +111,42 @@ def test_a_file_larger_than_estimated_takes_more_bits_until_none_are_left(
     with pytest.raises(ExportError, match="with as few bits as the runtime has kernels for"):
         quantised(23_000)
     assert written[-1] == [8, 8, 8]
+
+
+def test_a_budget_is_for_the_file_without_what_no_runtime_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantisers copy weights and keep shapes: bytes of the file that is handed on are those that count."""
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    stored = [from_array(each, name) for name, each in (("one", weight), ("copy", weight), ("other", -weight))]
+    nodes = [
+        helper.make_node("MatMul", [given, name], [out], out)
+        for given, name, out in (("inputs", "one", "a"), ("a", "copy", "b"), ("b", "other", "out"))
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 64]) for name in ("inputs", "out")]
+    graph = helper.make_graph(nodes, "layers", ends[:1], ends[1:], stored, doc_string="x" * 9000)
+    source, target, lean = (tmp_path / f"{name}.onnx" for name in ("source", "target", "lean"))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), source)
+    lean.write_bytes(source.read_bytes())
+    slim(lean)
+    layers = [
+        Layer(name, nodes, "MatMul", 64, 64, {8: cost}, tensor=name)
+        for name, nodes, cost in (("one", ("a", "b"), 9.0), ("other", ("out",), 0.1))
+    ]
+    monkeypatch.setattr(mixed, "_layers", lambda source, model: layers)
+    monkeypatch.setattr(mixed, "_measure", lambda *given: None)
+    nothing = cast(Any, None)
+
+    def quantised(wanted: int) -> list[int]:
+        config = Config(scheme="mixed", budget=Budget(bytes=wanted))
+        rows = mixed.quantise_mixed(source, target, nothing, nothing, config, 0)
+        assert target.stat().st_size <= wanted
+        return [row["bits"] for row in rows]
+
+    assert lean.stat().st_size < source.stat().st_size - 9000 - weight.nbytes
+    assert quantised(lean.stat().st_size) == [32, 32]
+    assert quantised(lean.stat().st_size - 1) == [32, 8]
+    assert quantised(target.stat().st_size) == [32, 8]
 
 
 @pytest.mark.parametrize(("operator", "bits"), [("Gather", 8), ("Gather", 4), ("MatMul", 8), ("MatMul", 4)])

@@ -138,3 +138,53 @@ def test_what_is_legal_instead_of_them_is_taken() -> None:
     zeros = [{"use": "prune", "kind": "2:4"}, {"use": "finetune"}, {"use": "export"}, {"use": "pack"}]
     for steps in ([{"use": "export"}, {"use": "quantise", "scheme": "int8-static"}], zeros):
         assert build_plan(load_spec(job(steps)), HERE).num_params
+
+
+ZEROS, VALUES = {"use": "prune", "kind": "unstructured"}, {"use": "share"}
+BARRED = [
+    (ZEROS, {"use": "prune"}, "prune channels", "prune unstructured", "would not fit the narrower weights"),
+    ({"use": "prune", "kind": "2:4"}, {"use": "lowrank"}, "lowrank", "prune 2:4", "keeps no zeros"),
+    (VALUES, {"use": "lowrank"}, "lowrank", "share values", "keeps no values in common"),
+    (VALUES, {"use": "prune"}, "prune channels", "share values", "no longer have values in common"),
+    (VALUES, ZEROS, "prune unstructured", "share values", "no longer have values in common"),
+    (ZEROS, {"use": "share", "kind": "blocks"}, "share blocks", "prune unstructured", "zeros of its own"),
+    (VALUES, {"use": "share", "kind": "blocks"}, "share blocks", "share values", "values of its own"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "name", "before", "why"), BARRED)
+def test_a_step_that_cannot_work_on_what_one_before_has_left_is_refused(
+    first: dict[str, Any], second: dict[str, Any], name: str, before: str, why: str
+) -> None:
+    between, end = {"use": "finetune"}, {"use": "export"}
+    text = said(job([{"use": "finetune"}, first, between, second, end]))
+    assert f"compress.steps.3: {name} cannot come after {before}: " in text
+    assert why in text
+    assert f"[move {name} before {before} (compress.steps.1)]" in text
+    assert load_spec(job([second, between, first, {"use": "distill"}, end])), "the order that is advised"
+
+
+def test_what_a_step_of_ones_own_leaves_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bakes_zeros.py").write_text("def build(config):\n    return None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_spec(job([ZEROS, {"use": "bakes_zeros:build"}, {"use": "prune"}, {"use": "export"}]))
+
+
+@pytest.mark.parametrize("scheme", ["int8-weight", "int4-weight"])
+def test_weight_only_integers_for_flat_inputs_are_refused_where_the_tool_has_none(scheme: str) -> None:
+    model = {"use": "mlp", "inputs": 64, "hidden": [16], "outputs": 10}
+    flat = {"model": model, "data": {"use": "digits", "flat": True}}
+    text = said(job([{"use": "export"}, {"use": "quantise", "scheme": scheme}]) | flat)
+    assert f"compress.steps.1.scheme: {scheme} changes linear layers on sequences and embeddings only in onnx" in text
+    assert "[write int8-static or int8-dynamic]" in text
+    thin = [{"use": "lowrank"}, {"use": "export"}, {"use": "quantise", "scheme": scheme}]
+    for steps in ([{"use": "export"}, {"use": "quantise", "scheme": "int8-dynamic"}], thin):
+        assert build_plan(load_spec(job(steps) | flat), HERE).num_params
+
+
+def test_training_on_integers_after_shared_values_is_refused_and_after_shared_blocks_taken() -> None:
+    text = {"use": "transformer", "vocab": 256, "seq_len": 8, "dim": 32, "layers": 2, "heads": 4}
+    data = {"model": text, "data": {"use": "text", "corpus": "python", "seq_len": 8, "max_bytes": 20_000}}
+    end = [{"use": "export"}, {"use": "quantise", "scheme": "int4-weight", "qat": {}}]
+    assert "off the values that `share` gave them" in said(job([VALUES, *end]) | data)
+    assert build_plan(load_spec(job([{"use": "share", "kind": "blocks"}, *end]) | data), HERE).num_params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from orchestrator.compress.base import MODULE, State
+from orchestrator.compress import pipeline
+from orchestrator.compress.base import MODULE, State, Trains
 from orchestrator.compress.finetune import Config as FinetuneConfig
 from orchestrator.compress.finetune import Distill, Finetune
-from orchestrator.compress.pipeline import Trained, digest_of
+from orchestrator.compress.pipeline import StepReport, Trained, _code_of, _idle, _sources, digest_of
 from orchestrator.compress.prune import Config as PruneConfig
 from orchestrator.compress.prune import Prune
 from orchestrator.compress.recover import Lessons, recover, soft_distance
 from orchestrator.errors import ExportError
-from orchestrator.export.weights import digest_weights, state_tensors
+from orchestrator.export.weights import digest_weights, plain_copy, state_tensors
 
 from .making import CNN, RESNET, context_of, in_memory, make_job, make_trained
 
@@ -109,6 +111,50 @@ def test_gradual_pruning_ends_at_the_same_width(tmp_path: Path) -> None:
     step = Prune(PruneConfig(ratio=0.5, multiple_of=4, rounds=2, recover_epochs=0.2))
     after = step.apply(in_memory(trained), context_of(trained, tmp_path)).state.model
     assert [part.out_channels for part in after.modules() if isinstance(part, nn.Conv2d)] == [8, 16]
+
+
+def test_the_control_is_trained_as_often_as_between_the_rounds(tmp_path: Path) -> None:
+    trained = untrained(CNN)
+    context = context_of(trained, tmp_path)
+    step = Prune(PruneConfig(multiple_of=4, rounds=3, recover_epochs=0.2))
+    assert isinstance(step, Trains)
+    found = step.control(in_memory(trained), context)
+    assert found is not None
+    model = plain_copy(trained.model)
+    for _ in range(2):
+        recover(model, context, epochs=0.2)
+    assert digest_of(found.state) == digest_of(State(MODULE, plain_copy(model))) != digest_of(in_memory(trained))
+    assert Prune(PruneConfig()).control(in_memory(trained), context) is None
+
+
+def test_a_steps_digest_is_of_its_helpers_too_and_a_plug_ins_of_its_own_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_too.py").write_text("HELP = 1\n\ndef build(config):\n    return None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = _code_of("prune"), _code_of("share"), _code_of("mine_too:build")
+    assert len(set(before)) == 3
+    all_sources = _sources(Path(pipeline.__file__).parent)
+    assert "def prune_weights" in all_sources
+    assert "def keep_once" in all_sources
+    monkeypatch.setattr(pipeline, "_sources", lambda folder: all_sources + "# a helper has changed")
+    after = _code_of("prune"), _code_of("share"), _code_of("mine_too:build")
+    assert [one == two for one, two in zip(before, after, strict=True)] == [False, False, True]
+    (tmp_path / "mine_too.py").write_text("HELP = 2\n\ndef build(config):\n    return None\n")
+    linecache.checkcache()
+    assert _code_of("mine_too:build") != after[2], "what the function calls in its file counts"
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (150_000, "1_prune MADE NOTHING SMALLER: 100,000 bytes before, 150,000 after, size ratio 0.67"),
+        (99_000, "1_prune MADE NOTHING SMALLER: 100,000 bytes before, 99,000 after, size ratio 1.01"),
+        (97_000, ""),
+    ],
+)
+def test_a_step_that_makes_nothing_smaller_is_told_with_both_sizes(after: int, words: str) -> None:
+    assert _idle(StepReport(1, "prune", 0.0, after, 1, {}), 100_000, same=False) == words
 
 
 def test_finetuning_repeats_bit_for_bit_and_leaves_its_input_alone(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from torch import nn
 
 from orchestrator import plugins
 from orchestrator.compress.base import Context
+from orchestrator.compress.lowrank import Config as LowRankConfig
+from orchestrator.compress.lowrank import LowRank
 from orchestrator.compress.pipeline import Trained, compress
 from orchestrator.compress.prune import Config, Prune
 from orchestrator.errors import ExportError, PlanError
@@ -177,6 +179,17 @@ def test_layers_that_are_kept_keep_their_width() -> None:
     assert widths == [24, 48, 24]
     with pytest.raises(ExportError, match="no mlp left to prune"):
         Prune(Config(kind="mlp", keep=("feed_forward",))).apply(in_memory(trained), context)
+    for kind in ("mlp", "heads", "depth"):
+        with pytest.raises(ExportError, match="keep names 'blok', which is in no layer's path"):
+            Prune(Config(kind=kind, keep=("block2", "blok"))).apply(in_memory(trained), context)  # type: ignore[arg-type]
+
+
+def test_experts_can_be_kept_though_they_are_no_layers_of_their_own() -> None:
+    trained, context = make("moe", "mlp")
+    step = Prune(Config(kind="mlp", multiple_of=4, keep=("experts.0", "experts.1", "experts.2", "experts.3")))
+    narrow = step.apply(in_memory(trained), context).state.model
+    path = "layers.block2.feed_forward.experts.w1"
+    assert narrow.get_parameter(path).shape == trained.model.get_parameter(path).shape
 
 
 @pytest.mark.parametrize(
@@ -193,6 +206,37 @@ def test_what_a_model_has_not_is_refused_before_it_trains(name: str, step: dict[
     with pytest.raises(PlanError) as caught:
         build_plan(job_for(name, {"use": "prune", **step}), Available(num_cpus=2.0, num_gpus=0, memory_bytes=8 << 30))
     assert words in "\n".join(f"{each.message} [{each.hint}]" for each in caught.value.problems)
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_parts_that_lowrank_has_made_thin_pairs_of_are_refused_before_it_trains(name: str, kind: str) -> None:
+    """Refused is what cannot be done, and nothing else."""
+    prune, here = {"use": "prune", "kind": kind, **unit(kind)}, Available(2.0, 0, 8 << 30)
+    build_plan(job_for(name, prune, {"use": "lowrank"}), here)
+    trained, context = make(name, kind)
+    thin = LowRank(LowRankConfig(whiten=False)).apply(in_memory(trained), context).state
+    steps = ({"use": "lowrank"}, {"use": "finetune"}, prune)
+    if kind == "depth" or (name, kind) == ("moe", "mlp"):
+        build_plan(job_for(name, *steps), here)
+        assert Prune(Config(kind=kind, **unit(kind))).apply(thin, context).state  # type: ignore[arg-type]
+        return
+    with pytest.raises(PlanError) as caught:
+        build_plan(job_for(name, *steps), here)
+    (problem,) = caught.value.problems
+    assert problem.path == "compress.steps.2"
+    assert f"prune {kind} cannot come after lowrank" in problem.message
+    assert problem.hint == "move it before lowrank"
+    with pytest.raises(ExportError, match=r"left to prune|a step before has changed"):
+        Prune(Config(kind=kind, **unit(kind))).apply(thin, context)  # type: ignore[arg-type]
+
+
+def test_parts_that_lowrank_keeps_can_be_pruned_after_it() -> None:
+    steps = {"use": "lowrank", "keep": ["feed_forward"]}, {"use": "prune", "kind": "mlp", "multiple_of": 4}
+    build_plan(job_for("vit", *steps), Available(2.0, 0, 8 << 30))
+    trained, context = make("vit", "mlp")
+    thin = LowRank(LowRankConfig(keep=("feed_forward",))).apply(in_memory(trained), context).state
+    narrow = Prune(Config(kind="mlp", multiple_of=4)).apply(thin, context).state.model
+    assert narrow.get_parameter("layers.block1.feed_forward.up.weight").shape[0] == 24
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from orchestrator.compress.features import Features, chosen
 from orchestrator.compress.pipeline import Trained
 from orchestrator.compress.prune import Config as PruneConfig
 from orchestrator.compress.prune import Prune
-from orchestrator.compress.quantise import Budget, Quantise
+from orchestrator.compress.qat import learn
+from orchestrator.compress.quantise import Budget, Qat, Quantise
 from orchestrator.compress.quantise import Config as QuantiseConfig
 from orchestrator.compress.recover import Lessons, recover
 from orchestrator.compress.share import Config, Share
@@ -116,6 +117,20 @@ def test_quantisers_do_not_copy_them(scheme: Any, trained: Trained, tmp_path: Pa
         state = Export(ExportConfig()).apply(each, context).state
         sizes.append(size_of(Quantise(QuantiseConfig(scheme=scheme)).apply(state, context).state))
     assert sizes[1] < 0.9 * sizes[0]  # the graph itself weighs much beside five small blocks
+
+
+def test_tied_blocks_are_trained_on_the_integers_as_one(trained: Trained, tmp_path: Path) -> None:
+    state, context = tied(trained, tmp_path)
+    asked = QuantiseConfig(scheme="int4-weight", qat=Qat(steps=3))
+    assert asked.qat is not None
+    learnt = replace(state, model=learn(state, context, asked, asked.qat).model)
+    path = "attention.query.weight"
+    assert block(learnt, 1) is block(learnt, 2)
+    assert block(learnt, 3) is block(learnt, 4) is not block(learnt, 5)
+    for number in (1, 3, 5):
+        weight = block(learnt, number).get_parameter(path)
+        assert not torch.equal(weight, block(state, number).get_parameter(path))
+        assert all(len(group.unique()) <= 16 for group in weight), "on the grid of 4 bits: a row is one group"
 
 
 @pytest.mark.slow
