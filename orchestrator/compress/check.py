@@ -36,6 +36,11 @@ _LIMITS: dict[str, dict[str, float]] = {
 def check(folder: Path, page: Page, runtime: Runtime) -> dict[str, Any]:
     """Return what was measured of the artifact in `folder`. Raises ExportError naming the first thing that is wrong."""
     found: dict[str, Any] = {"size_bytes": check_files(folder, page)}
+    if page.scheme not in _LIMITS:
+        raise ExportError(
+            f"how far a file of scheme {page.scheme} may answer otherwise than its model is not known here",
+            hint=f"schemes: {', '.join(_LIMITS)}",
+        )
     if set(page.needed) != set(runtime.files):
         raise ExportError(f"an artifact of format {page.format} is {', '.join(runtime.files)}, the page names others")
     found["size_ratio"] = page.baseline_bytes / found["size_bytes"]
@@ -52,8 +57,7 @@ def check(folder: Path, page: Page, runtime: Runtime) -> dict[str, Any]:
 def _fidelity(folder: Path, run: Run, page: Page) -> dict[str, float]:
     arrays = _arrays(folder.parent / CHECK_FILE)
     found = fidelity(run(arrays["inputs"]), arrays["outputs"], page.target_kind)
-    limits = _LIMITS.get(page.scheme, {})
-    for name, limit in limits.items():
+    for name, limit in _LIMITS[page.scheme].items():
         value = found.get(name)
         if value is None:
             continue
