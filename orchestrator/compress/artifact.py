@@ -12,6 +12,7 @@ from orchestrator.compress.archive import read_header
 from orchestrator.compress.base import MODULE, Context, State
 from orchestrator.compress.formats import exported_as
 from orchestrator.compress.manifest import CHECK_FILE, EVAL_FILE, Link, Page, entry_of, write_page
+from orchestrator.compress.measures import quality
 from orchestrator.compress.processor import processor
 from orchestrator.compress.runtimes.base import REFERENCE, open_folder, reference_files, runtime_of
 from orchestrator.errors import ExportError, OrchestratorError
@@ -83,7 +84,8 @@ def write_reference(trained: Trained, context: Context, folder: Path) -> tuple[s
     except OrchestratorError as error:
         for name in runtime_of(format).files:
             (place / name).unlink(missing_ok=True)
-        return (f"no comparison within the runtime: the model as it was has no {format} form ({error.message})",)
+        why = f"the model as it was has no {format} form ({error.message})"
+        return (f"no comparison within the runtime, with eager PyTorch alone: {why}",)
     return ()
 
 
@@ -119,6 +121,7 @@ def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], fo
         limits=section.limits.model_dump(mode="json"),
         restored=_restored(state),
         weights={str(bits): count for bits, count in state.weights.items()},
+        eager={} if any(name in beside for name in reference_files(state.format)) else _eager_quality(trained),
     )
     write_page(place, page)
     return page
@@ -130,6 +133,17 @@ def _restored(state: State) -> dict[str, Any]:
         return {}
     header = read_header(state.file().read_bytes())
     return {"sha256": header["sha256"], "num_bytes": header["num_bytes"]}
+
+
+def _eager_quality(trained: Trained) -> dict[str, float]:
+    """Return what the check measures, of the model as it was, over the whole final split."""
+    import torch
+
+    split, size = trained.data.splits[trained.split], trained.plan.batch.eval_batch
+    inputs, targets = split.batch(torch.arange(len(split)))
+    run = as_function(State(MODULE, trained.model))
+    outputs = torch.cat([run(part) for part in torch.split(cast_inputs(inputs, trained.dtype), size)])
+    return quality(outputs.numpy(), targets.numpy(), trained.plan.data.target_kind)
 
 
 def _write_samples(trained: Trained, state: State, folder: Path) -> tuple[Tensor, Tensor]:

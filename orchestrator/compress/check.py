@@ -73,7 +73,7 @@ def _fidelity(folder: Path, run: Run, page: Page) -> dict[str, float]:
 
 
 def _quality(folder: Path, run: Run, page: Page) -> dict[str, Any]:
-    """Evaluate the file, and the model before it in the same runtime, over the whole final split."""
+    """Evaluate the file, and the model before it in the same runtime (else as its page says), over the final split."""
     arrays = _arrays(folder.parent / EVAL_FILE)
     found: dict[str, Any] = {"samples": len(arrays["targets"]), "split": page.split}
     found["metrics"] = quality(_answers(run, arrays["inputs"]), arrays["targets"], page.target_kind)
@@ -81,7 +81,10 @@ def _quality(folder: Path, run: Run, page: Page) -> dict[str, Any]:
     if before is not None:
         outputs = _answers(before, arrays["inputs"])
         found["baseline"] = quality(outputs, arrays["targets"], page.target_kind)
-        for name, value in found["metrics"].items():
+    elif page.eager:
+        found["baseline"] = dict(page.eager)
+    for name, value in found["metrics"].items():
+        if name in found.get("baseline", {}):
             found[f"{name}_delta"] = value - found["baseline"][name]
     return found
 
@@ -110,9 +113,18 @@ def _require_smaller(found: dict[str, Any]) -> None:
 
 def _require_limits(found: dict[str, Any], page: Page) -> None:
     drop, ratio = page.limits.get("accuracy_drop"), page.limits.get("size_ratio")
-    lost = -found.get("accuracy_delta", 0.0)
-    if drop is not None and lost > drop + 1e-9:
-        raise ExportError(f"accuracy fell by {lost:.4f}, compress.limits.accuracy_drop allows {drop:g}")
+    if drop is not None and "accuracy_delta" not in found:
+        missing = (
+            "of the model as it was" if "accuracy" in found["metrics"] else f"for targets of kind {page.target_kind}"
+        )
+        raise ExportError(
+            f"whether compress.limits.accuracy_drop is kept cannot be said: there is no accuracy {missing}",
+            hint="remove compress.limits.accuracy_drop, or compress again",
+        )
+    if drop is not None and -found["accuracy_delta"] > drop + 1e-9:
+        raise ExportError(
+            f"accuracy fell by {-found['accuracy_delta']:.4f}, compress.limits.accuracy_drop allows {drop:g}"
+        )
     if ratio is not None and found["size_ratio"] < ratio:
         raise ExportError(f"{found['size_ratio']:.2f} x smaller, compress.limits.size_ratio asks for {ratio:g}")
 

@@ -64,6 +64,8 @@ class Page:
     """Of an archive: `sha256` and `num_bytes` of the graph it was made of."""
     weights: Mapping[str, int] = field(default_factory=dict)
     """Of mixed precision: bits -> how many weights the report says are kept in them."""
+    eager: Mapping[str, float] = field(default_factory=dict)
+    """Quality of the model before in eager PyTorch, where it has no form in the runtime to be compared with."""
 
 
 def write_page(folder: Path, page: Page) -> None:

@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 
 from orchestrator.compress.check import check
-from orchestrator.compress.manifest import CHECK_FILE, EVAL_FILE, Page, entry_of
+from orchestrator.compress.manifest import CHECK_FILE, EVAL_FILE, Page, entry_of, read_page
 from orchestrator.errors import ExportError
+from orchestrator.export.score import score
+from orchestrator.spec.base import Use
+
+from .making import lay_out, make_job, make_trained
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Array], Array]
 
 FILE = "model.bin"
+MLP = {"use": "mlp", "inputs": 64, "hidden": [8], "outputs": 10}
 
 
 class Fake:
@@ -88,3 +93,36 @@ def test_another_models_file_fails_under_a_scheme_that_is_not_known_too(tmp_path
     with pytest.raises(ExportError, match=r"scheme int8-mine .* not known") as caught:
         judge(tmp_path, scores(), scores().argmax(1), -scores(), scheme="int8-mine")
     assert "int8-static" in caught.value.hint
+
+
+def test_a_limit_on_the_accuracy_is_kept_against_eager_pytorch_where_the_runtime_has_no_model_before(
+    tmp_path: Path,
+) -> None:
+    wrong = (scores().argmax(1) + (np.arange(40) < 4)) % 3
+    limits, before = {"accuracy_drop": 0.05}, {"loss": 0.1, "accuracy": 1.0}
+    with pytest.raises(ExportError, match=r"accuracy fell by 0\.1000, compress\.limits\.accuracy_drop allows 0\.05"):
+        judge(tmp_path, scores(), wrong, limits=limits, eager=before)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("class", "of the model as it was"), ("value", "targets of kind value")])
+def test_a_limit_on_an_accuracy_that_nobody_knows_fails(tmp_path: Path, kind: str, words: str) -> None:
+    targets = scores().argmax(1) if kind == "class" else scores()
+    with pytest.raises(ExportError, match=f"accuracy_drop is kept cannot be said: there is no accuracy .*{words}"):
+        judge(tmp_path, scores(), targets, target_kind=kind, limits={"accuracy_drop": 0.05})
+
+
+def test_the_page_has_the_quality_of_a_model_before_that_its_runtime_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise ExportError("no such operator")
+
+    monkeypatch.setattr("orchestrator.compress.export.write", refuse)
+    job = make_job(MLP, [{"use": "export"}]).model_copy(
+        update={"data": Use.model_validate({"use": "digits", "flat": True})}
+    )
+    trained = make_trained(job, epochs=0)
+    (tmp_path / "model.onnx").write_bytes(b"0")
+    page = read_page(lay_out(trained, tmp_path / "model.onnx", tmp_path / "out", trained.model, "fp32"))
+    found = score(trained.model, trained.job, trained.data, trained.split)
+    assert page.eager == pytest.approx(dict(found.metrics), rel=1e-5)
