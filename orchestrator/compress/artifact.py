@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,14 @@ from orchestrator.compress.runtimes.base import REFERENCE, open_folder, referenc
 from orchestrator.errors import ExportError, OrchestratorError
 from orchestrator.export.score import cast_inputs, held_out_inputs
 from orchestrator.spec.digest import job_digest
+from orchestrator.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, build_loss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from orchestrator.compress.pipeline import Trained
+    from orchestrator.plan.plan import Plan
+    from orchestrator.spec.job import JobSpec
 
 HELD_OUT = 256
 _JOB_SECTIONS = {"version", "name", "model", "data", "train", "compress"}  # no tracking URI: it may hold a password
@@ -121,10 +125,20 @@ def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], fo
         limits=section.limits.model_dump(mode="json"),
         restored=_restored(state),
         weights={str(bits): count for bits, count in state.weights.items()},
+        loss=loss_of(trained.job, trained.plan),
         eager={} if any(name in beside for name in reference_files(state.format)) else _eager_quality(trained),
     )
     write_page(place, page)
     return page
+
+
+def loss_of(job: JobSpec, plan: Plan) -> dict[str, Any]:
+    """Return a job's loss as a page has it: one that the check cannot compute in numpy is `custom`."""
+    loss = build_loss(job, plan)
+    for name, kind in (("cross_entropy", CrossEntropy), ("bce", BinaryCrossEntropy), ("mse", MeanSquaredError)):
+        if type(loss) is kind:  # a subclass is another loss
+            return {"use": name, "options": asdict(loss.config) if isinstance(loss, CrossEntropy) else {}}
+    return {"use": plan.loss, "custom": True}
 
 
 def _restored(state: State) -> dict[str, Any]:
@@ -143,7 +157,8 @@ def _eager_quality(trained: Trained) -> dict[str, float]:
     inputs, targets = split.batch(torch.arange(len(split)))
     run = as_function(State(MODULE, trained.model))
     outputs = torch.cat([run(part) for part in torch.split(cast_inputs(inputs, trained.dtype), size)])
-    return quality(outputs.numpy(), targets.numpy(), trained.plan.data.target_kind)
+    kind, loss = trained.plan.data.target_kind, loss_of(trained.job, trained.plan)
+    return quality(outputs.numpy(), targets.numpy(), kind, loss)
 
 
 def _write_samples(trained: Trained, state: State, folder: Path) -> tuple[Tensor, Tensor]:

@@ -76,11 +76,13 @@ def _quality(folder: Path, run: Run, page: Page) -> dict[str, Any]:
     """Evaluate the file, and the model before it in the same runtime (else as its page says), over the final split."""
     arrays = _arrays(folder.parent / EVAL_FILE)
     found: dict[str, Any] = {"samples": len(arrays["targets"]), "split": page.split}
-    found["metrics"] = quality(_answers(run, arrays["inputs"]), arrays["targets"], page.target_kind)
+    found["metrics"] = quality(_answers(run, arrays["inputs"]), arrays["targets"], page.target_kind, page.loss)
+    if page.loss.get("custom"):
+        found["left_out"] = f"no loss of the file: {page.loss['use']} is code of the job, which is not run to judge it"
     before = open_reference(folder, page)
     if before is not None:
         outputs = _answers(before, arrays["inputs"])
-        found["baseline"] = quality(outputs, arrays["targets"], page.target_kind)
+        found["baseline"] = quality(outputs, arrays["targets"], page.target_kind, page.loss)
     elif page.eager:
         found["baseline"] = dict(page.eager)
     for name, value in found["metrics"].items():

@@ -64,6 +64,11 @@ class Page:
     """Of an archive: `sha256` and `num_bytes` of the graph it was made of."""
     weights: Mapping[str, int] = field(default_factory=dict)
     """Of mixed precision: bits -> how many weights the report says are kept in them."""
+    loss: Mapping[str, Any] = field(default_factory=dict)
+    """The job's: `use` and `options`, or `use` and `custom` where only its own code can compute it.
+
+    A page of before has none: cross-entropy without options, or what else fits the kind of target.
+    """
     eager: Mapping[str, float] = field(default_factory=dict)
     """Quality of the model before in eager PyTorch, where it has no form in the runtime to be compared with."""
 

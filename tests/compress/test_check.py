@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import pytest
 
 from orchestrator.compress.check import check
 from orchestrator.compress.manifest import CHECK_FILE, EVAL_FILE, Page, entry_of, read_page
+from orchestrator.compress.pipeline import Outcome, StepReport
+from orchestrator.compress.report import table
 from orchestrator.errors import ExportError
+from orchestrator.export.manifest import json_digest
 from orchestrator.export.score import score
 from orchestrator.spec.base import Use
 
@@ -87,6 +92,29 @@ def scores(rows: int = 40, columns: int = 3) -> Array:
 def test_a_file_that_answers_as_its_model_holds(tmp_path: Path) -> None:
     found = judge(tmp_path, scores(), scores().argmax(1))
     assert found["metrics"]["accuracy"] == 1
+
+
+def test_a_page_of_before_has_no_loss_and_is_read(tmp_path: Path) -> None:
+    folder, page = lay(tmp_path, scores(), scores().argmax(1))
+    payload = json.loads(json.dumps(asdict(page)))
+    for name in ("loss", "eager"):
+        del payload[name]
+    (folder / "manifest.json").write_text(json.dumps(payload | {"sha256": json_digest(payload)}))
+    assert read_page(folder) == page
+
+
+def test_targets_that_the_job_ignores_are_ignored_and_its_own_loss_is_left_out(tmp_path: Path) -> None:
+    targets = scores().argmax(1)
+    targets[:10] = -100
+    options = {"ignore_index": -100, "label_smoothing": 0.0}
+    (tmp_path / "one").mkdir()
+    found = judge(tmp_path / "one", scores(), targets, loss={"use": "cross_entropy", "options": options})
+    assert found["metrics"]["accuracy"] == 1
+    found = judge(tmp_path, scores(), scores().argmax(1), loss={"use": "mine:Loss", "custom": True})
+    assert found["metrics"] == {"accuracy": 1}
+    step = StepReport(0, "trained", 0.0, 100, 10, {})
+    said = "\n".join(table(Outcome(tmp_path, (), step, found | {"split": "test"})))
+    assert "no loss of the file: mine:Loss is code of the job, which is not run to judge it" in said
 
 
 def test_another_models_file_fails_under_a_scheme_that_is_not_known_too(tmp_path: Path) -> None:
