@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from orchestrator.spec.job import JobSpec
 
 HELD_OUT = 256
-_JOB_SECTIONS = {"version", "name", "model", "data", "train", "compress"}  # no tracking URI: it may hold a password
+_JOB_SECTIONS = {
+    "version",
+    "name",
+    "model",
+    "data",
+    "optim",
+    "train",
+    "compress",
+}  # no tracking URI: it may hold a password
 WEIGHTS_FILE = "model.safetensors"
 _PACKAGES = ("torch", "torch-pruning", "numpy")
 
