@@ -41,6 +41,7 @@ def compress_run(run: RunDir, section: CompressSection | None = None, launch: La
     PlanError when the steps do not fit.
     """
     trained = replace(open_trained(run, section), launch=launch)
+    run.compress.unlink(missing_ok=True)  # it tells of files that are about to go
     outcome = compress(trained, run.compressed, _log.info)
     _draw(run, outcome)
     _record(run, trained, outcome)

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.compress import verify
 from orchestrator.compress.check import check
 from orchestrator.compress.manifest import CHECK_FILE, EVAL_FILE, Page, entry_of, read_page
 from orchestrator.compress.pipeline import Outcome, StepReport
 from orchestrator.compress.report import table
+from orchestrator.compress.verify import check_artifact
 from orchestrator.errors import ExportError
 from orchestrator.export.manifest import json_digest
 from orchestrator.export.score import score
@@ -154,3 +156,11 @@ def test_the_page_has_the_quality_of_a_model_before_that_its_runtime_cannot_run(
     page = read_page(lay_out(trained, tmp_path / "model.onnx", tmp_path / "out", trained.model, "fp32"))
     found = score(trained.model, trained.job, trained.data, trained.split)
     assert page.eager == pytest.approx(dict(found.metrics), rel=1e-5)
+
+
+def test_a_judging_process_that_does_not_end_is_an_error_that_names_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "TIMEOUT_S", 0.01)
+    with pytest.raises(ExportError, match=r"compress\.check did not end within 0\.01 s"):
+        check_artifact(tmp_path)

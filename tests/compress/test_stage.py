@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import nn
 
 from orchestrator.cli.compress import command
 from orchestrator.cluster.ending import compress_stage, judge
-from orchestrator.compress import pipeline
+from orchestrator.compress import pipeline, stage
 from orchestrator.compress.base import Context
 from orchestrator.compress.manifest import read_page
 from orchestrator.compress.pipeline import Outcome, StepReport
@@ -22,6 +24,7 @@ from orchestrator.compress.recover import Course, Recovered
 from orchestrator.compress.report import table
 from orchestrator.compress.stage import compress_export, compress_run
 from orchestrator.compress.timing import settle, summarise
+from orchestrator.compress.trial import compress_trial
 from orchestrator.errors import ExportError, JobFileError
 from orchestrator.export import manifest as export_pages
 from orchestrator.export import package
@@ -33,7 +36,7 @@ from orchestrator.spec.digest import job_digest
 from orchestrator.spec.job import CompressSection, JobSpec, OptimSection
 from tests.export.making import VerifiedHere, export, train_run
 
-from .making import RESNET, check_here, make_job
+from .making import RESNET, check_here, make_job, make_trained
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,24 @@ def test_a_compression_that_does_not_hold_fails_the_run_and_says_why() -> None:
 def test_a_run_without_steps_needs_a_file_that_has_some(run: RunDir) -> None:
     with pytest.raises(JobFileError, match="has no compression steps"):
         compress_run(run, CompressSection())
+
+
+@pytest.mark.parametrize("begin", [compress_run, compress_trial])
+def test_what_became_of_a_compression_does_not_outlive_its_files(
+    begin: Callable[[RunDir], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise ZeroDivisionError
+
+    trained = make_trained(make_job(RESNET), epochs=0)
+    monkeypatch.setattr(stage, "open_trained", lambda *arguments: trained)
+    monkeypatch.setattr(stage, "compress", fail)
+    monkeypatch.setattr(pipeline, "compress", fail)
+    run = RunDir(tmp_path)
+    run.compress.write_text('{"status": "ok"}')
+    with pytest.raises(ZeroDivisionError):
+        begin(run)
+    assert not run.compress.exists()
 
 
 @pytest.mark.slow
