@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +13,31 @@ from orchestrator.compress.archive import read_header
 from orchestrator.compress.base import MODULE, Context, State
 from orchestrator.compress.formats import exported_as
 from orchestrator.compress.manifest import CHECK_FILE, EVAL_FILE, Link, Page, entry_of, write_page
+from orchestrator.compress.measures import quality
 from orchestrator.compress.processor import processor
 from orchestrator.compress.runtimes.base import REFERENCE, open_folder, reference_files, runtime_of
 from orchestrator.errors import ExportError, OrchestratorError
 from orchestrator.export.score import cast_inputs, held_out_inputs
 from orchestrator.spec.digest import job_digest
+from orchestrator.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, build_loss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from orchestrator.compress.pipeline import Trained
+    from orchestrator.plan.plan import Plan
+    from orchestrator.spec.job import JobSpec
 
 HELD_OUT = 256
-_JOB_SECTIONS = {"version", "name", "model", "data", "train", "compress"}  # no tracking URI: it may hold a password
+_JOB_SECTIONS = {
+    "version",
+    "name",
+    "model",
+    "data",
+    "optim",
+    "train",
+    "compress",
+}  # no tracking URI: it may hold a password
 WEIGHTS_FILE = "model.safetensors"
 _PACKAGES = ("torch", "torch-pruning", "numpy")
 
@@ -83,7 +96,8 @@ def write_reference(trained: Trained, context: Context, folder: Path) -> tuple[s
     except OrchestratorError as error:
         for name in runtime_of(format).files:
             (place / name).unlink(missing_ok=True)
-        return (f"no comparison within the runtime: the model as it was has no {format} form ({error.message})",)
+        why = f"the model as it was has no {format} form ({error.message})"
+        return (f"no comparison within the runtime, with eager PyTorch alone: {why}",)
     return ()
 
 
@@ -119,9 +133,20 @@ def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], fo
         limits=section.limits.model_dump(mode="json"),
         restored=_restored(state),
         weights={str(bits): count for bits, count in state.weights.items()},
+        loss=loss_of(trained.job, trained.plan),
+        eager={} if any(name in beside for name in reference_files(state.format)) else _eager_quality(trained),
     )
     write_page(place, page)
     return page
+
+
+def loss_of(job: JobSpec, plan: Plan) -> dict[str, Any]:
+    """Return a job's loss as a page has it: one that the check cannot compute in numpy is `custom`."""
+    loss = build_loss(job, plan)
+    for name, kind in (("cross_entropy", CrossEntropy), ("bce", BinaryCrossEntropy), ("mse", MeanSquaredError)):
+        if type(loss) is kind:  # a subclass is another loss
+            return {"use": name, "options": asdict(loss.config) if isinstance(loss, CrossEntropy) else {}}
+    return {"use": plan.loss, "custom": True}
 
 
 def _restored(state: State) -> dict[str, Any]:
@@ -130,6 +155,18 @@ def _restored(state: State) -> dict[str, Any]:
         return {}
     header = read_header(state.file().read_bytes())
     return {"sha256": header["sha256"], "num_bytes": header["num_bytes"]}
+
+
+def _eager_quality(trained: Trained) -> dict[str, float]:
+    """Return what the check measures, of the model as it was, over the whole final split."""
+    import torch
+
+    split, size = trained.data.splits[trained.split], trained.plan.batch.eval_batch
+    inputs, targets = split.batch(torch.arange(len(split)))
+    run = as_function(State(MODULE, trained.model))
+    outputs = torch.cat([run(part) for part in torch.split(cast_inputs(inputs, trained.dtype), size)])
+    kind, loss = trained.plan.data.target_kind, loss_of(trained.job, trained.plan)
+    return quality(outputs.numpy(), targets.numpy(), kind, loss)
 
 
 def _write_samples(trained: Trained, state: State, folder: Path) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,11 @@ _LIMITS: dict[str, dict[str, float]] = {
 def check(folder: Path, page: Page, runtime: Runtime) -> dict[str, Any]:
     """Return what was measured of the artifact in `folder`. Raises ExportError naming the first thing that is wrong."""
     found: dict[str, Any] = {"size_bytes": check_files(folder, page)}
+    if page.scheme not in _LIMITS:
+        raise ExportError(
+            f"how far a file of scheme {page.scheme} may answer otherwise than its model is not known here",
+            hint=f"schemes: {', '.join(_LIMITS)}",
+        )
     if set(page.needed) != set(runtime.files):
         raise ExportError(f"an artifact of format {page.format} is {', '.join(runtime.files)}, the page names others")
     found["size_ratio"] = page.baseline_bytes / found["size_bytes"]
@@ -52,8 +57,7 @@ def check(folder: Path, page: Page, runtime: Runtime) -> dict[str, Any]:
 def _fidelity(folder: Path, run: Run, page: Page) -> dict[str, float]:
     arrays = _arrays(folder.parent / CHECK_FILE)
     found = fidelity(run(arrays["inputs"]), arrays["outputs"], page.target_kind)
-    limits = _LIMITS.get(page.scheme, {})
-    for name, limit in limits.items():
+    for name, limit in _LIMITS[page.scheme].items():
         value = found.get(name)
         if value is None:
             continue
@@ -69,15 +73,20 @@ def _fidelity(folder: Path, run: Run, page: Page) -> dict[str, float]:
 
 
 def _quality(folder: Path, run: Run, page: Page) -> dict[str, Any]:
-    """Evaluate the file, and the model before it in the same runtime, over the whole final split."""
+    """Evaluate the file, and the model before it in the same runtime (else as its page says), over the final split."""
     arrays = _arrays(folder.parent / EVAL_FILE)
     found: dict[str, Any] = {"samples": len(arrays["targets"]), "split": page.split}
-    found["metrics"] = quality(_answers(run, arrays["inputs"]), arrays["targets"], page.target_kind)
+    found["metrics"] = quality(_answers(run, arrays["inputs"]), arrays["targets"], page.target_kind, page.loss)
+    if page.loss.get("custom"):
+        found["left_out"] = f"no loss of the file: {page.loss['use']} is code of the job, which is not run to judge it"
     before = open_reference(folder, page)
     if before is not None:
         outputs = _answers(before, arrays["inputs"])
-        found["baseline"] = quality(outputs, arrays["targets"], page.target_kind)
-        for name, value in found["metrics"].items():
+        found["baseline"] = quality(outputs, arrays["targets"], page.target_kind, page.loss)
+    elif page.eager:
+        found["baseline"] = dict(page.eager)
+    for name, value in found["metrics"].items():
+        if name in found.get("baseline", {}):
             found[f"{name}_delta"] = value - found["baseline"][name]
     return found
 
@@ -106,9 +115,18 @@ def _require_smaller(found: dict[str, Any]) -> None:
 
 def _require_limits(found: dict[str, Any], page: Page) -> None:
     drop, ratio = page.limits.get("accuracy_drop"), page.limits.get("size_ratio")
-    lost = -found.get("accuracy_delta", 0.0)
-    if drop is not None and lost > drop + 1e-9:
-        raise ExportError(f"accuracy fell by {lost:.4f}, compress.limits.accuracy_drop allows {drop:g}")
+    if drop is not None and "accuracy_delta" not in found:
+        missing = (
+            "of the model as it was" if "accuracy" in found["metrics"] else f"for targets of kind {page.target_kind}"
+        )
+        raise ExportError(
+            f"whether compress.limits.accuracy_drop is kept cannot be said: there is no accuracy {missing}",
+            hint="remove compress.limits.accuracy_drop, or compress again",
+        )
+    if drop is not None and -found["accuracy_delta"] > drop + 1e-9:
+        raise ExportError(
+            f"accuracy fell by {-found['accuracy_delta']:.4f}, compress.limits.accuracy_drop allows {drop:g}"
+        )
     if ratio is not None and found["size_ratio"] < ratio:
         raise ExportError(f"{found['size_ratio']:.2f} x smaller, compress.limits.size_ratio asks for {ratio:g}")
 

@@ -1,8 +1,9 @@
 """What an ONNX file holds, read off its bytes: operators and weights by type. Standard library only.
 
 The checking process must not need the tools that wrote the file, so the few fields of the protobuf format that matter
-(onnx.proto: ModelProto.graph 7; GraphProto.node 1, initializer 5, output 12; NodeProto.input 1, op_type 4, attribute 5,
-domain 7; TensorProto.dims 1, data_type 2, name 8, raw_data 9, external location 13) are read here.
+(onnx.proto: ModelProto.graph 7; GraphProto.node 1, initializer 5, output 12; NodeProto.input 1, output 2, op_type 4,
+attribute 5, domain 7; AttributeProto.t 5, g 6, floats 7, tensors 10; TensorProto.dims 1, data_type 2, name 8,
+raw_data 9, external location 13) are read here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 
+_FLOAT = 1
 _FLOATS = {1: 4, 10: 2, 11: 8, 16: 2}
 _INTEGERS = {2: 1.0, 3: 1.0, 4: 2.0, 5: 2.0, 21: 0.5, 22: 0.5}  # uint8 int8 uint16 int16 uint4 int4; not int32/64
 _MIN_DEAD = 64
@@ -119,19 +121,30 @@ def _places(content: bytes, begin: int, end: int) -> Iterator[tuple[int, int, in
 
 
 def _read_graph(content: bytes, found: GraphFacts) -> None:
-    used: set[str] = set()
-    packed: dict[str, int] = {}
-    weights: list[tuple[str, int, int]] = []
+    within = _Within()
+    _read_parts(content, found, within)
+    for name, kind, count in within.weights:
+        _count(name, kind, count, within.packed, found)
+    found.dead += sorted(name for name, _, count in within.weights if name not in within.used and count >= _MIN_DEAD)
+
+
+@dataclass
+class _Within:
+    """What a graph, and those within it, read and hold: names, bits of weights of several a byte, weights."""
+
+    used: set[str] = field(default_factory=set)
+    packed: dict[str, int] = field(default_factory=dict)
+    weights: list[tuple[str, int, int]] = field(default_factory=list)
+
+
+def _read_parts(content: bytes, found: GraphFacts, within: _Within) -> None:
     for number, value in _fields(content):
         if number == 1 and isinstance(value, bytes):
-            _read_node(value, found, used, packed)
+            _read_node(value, found, within)
         elif number == 5 and isinstance(value, bytes):
-            weights.append(_read_tensor(value, found))
+            within.weights.append(_read_tensor(value, found))
         elif number == 12 and isinstance(value, bytes):  # a weight may be an output as it is
-            used.add(_text(dict(_fields(value)).get(1, b"")))
-    for name, kind, count in weights:
-        _count(name, kind, count, packed, found)
-    found.dead += sorted(name for name, _, count in weights if name not in used and count >= _MIN_DEAD)
+            within.used.add(_text(dict(_fields(value)).get(1, b"")))
 
 
 def _count(name: str, kind: int, count: int, packed: dict[str, int], found: GraphFacts) -> None:
@@ -146,28 +159,37 @@ def _count(name: str, kind: int, count: int, packed: dict[str, int], found: Grap
         found.by_bits[bits] += numbers
 
 
-def _read_node(content: bytes, found: GraphFacts, used: set[str], packed: dict[str, int]) -> None:
-    """Note a node's operator, and every name it or a graph within it reads (NodeProto.input 1, attribute 5).
-
-    `packed` is told the bits of weights that hold several numbers a byte.
-    """
+def _read_node(content: bytes, found: GraphFacts, within: _Within) -> None:
+    """Note a node's operator, every name it or a graph within it reads, and the numbers that its attributes hold."""
     fields = list(_fields(content))
     node = dict(fields)
     operator = _text(node.get(4, b""))
     found.operators[operator] += 1
     found.domains.add(_text(node.get(7, b"")))
     inputs = [_text(value) for number, value in fields if number == 1]
-    used.update(inputs)
+    within.used.update(inputs)
     if operator == "MatMulNBits":
-        packed[inputs[1]] = _attribute(fields, "bits", 4)
+        within.packed[inputs[1]] = _attribute(fields, "bits", 4)
     for number, attribute in fields:
-        if number != 5 or not isinstance(attribute, bytes):
+        if number == 5 and isinstance(attribute, bytes):
+            _read_attribute(attribute, _text(node.get(2, b"")), found, within)
+
+
+def _read_attribute(content: bytes, output: str, found: GraphFacts, within: _Within) -> None:
+    """Note the graphs of an attribute, and its tensors as weights by the name of the node's `output` (`Constant`)."""
+    floats = 0
+    for part, value in _fields(content):
+        if not isinstance(value, bytes):
             continue
-        for part, graph in _fields(attribute):
-            if part == 6 and isinstance(graph, bytes):  # AttributeProto.g
-                for inner, value in _fields(graph):
-                    if inner == 1 and isinstance(value, bytes):
-                        _read_node(value, found, used, packed)
+        if part == 6:
+            _read_parts(value, found, within)
+        elif part in (5, 10):
+            _, kind, count = _read_tensor(value, found)
+            within.weights.append((output, kind, count))
+        elif part == 7:
+            floats += len(value) // 4
+    if floats:
+        within.weights.append((output, _FLOAT, floats))
 
 
 def _attribute(fields: list[tuple[int, int | bytes]], name: str, default: int) -> int:

@@ -63,11 +63,17 @@ class Page:
     limits: Mapping[str, Any]
     checked: Mapping[str, Any] | None = None
     version: int = 1
-    notes: tuple[str, ...] = field(default=())
     restored: Mapping[str, Any] = field(default_factory=dict)
     """Of an archive: `sha256` and `num_bytes` of the graph it was made of."""
     weights: Mapping[str, int] = field(default_factory=dict)
     """Of mixed precision: bits -> how many weights the report says are kept in them."""
+    loss: Mapping[str, Any] = field(default_factory=dict)
+    """The job's: `use` and `options`, or `use` and `custom` where only its own code can compute it.
+
+    A page of before has none: cross-entropy without options, or what else fits the kind of target.
+    """
+    eager: Mapping[str, float] = field(default_factory=dict)
+    """Quality of the model before in eager PyTorch, where it has no form in the runtime to be compared with."""
 
 
 def write_page(folder: Path, page: Page) -> None:
@@ -89,7 +95,7 @@ def read_page(folder: Path) -> Page:
         for name in ("needed", "beside"):
             payload[name] = {key: FileEntry(**entry) for key, entry in payload[name].items()}
         payload["lineage"] = tuple(Link(**link) for link in payload["lineage"])
-        payload["notes"] = tuple(payload["notes"])
+        payload.pop("notes", None)  # of pages of before, always empty
         return Page(**payload)
     except (TypeError, KeyError, AttributeError) as error:
         raise ExportError(f"{path} is no page of a compressed model: {error}", hint=_AGAIN) from error

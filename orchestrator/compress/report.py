@@ -94,6 +94,8 @@ def _file_lines(outcome: Outcome) -> list[str]:
         before = checked.get("baseline", {}).get(name)
         was = f" (before: {before:.4f}, difference {value - before:+.4f})" if before is not None else ""
         lines.append(f"  {name} {value:.4f}{was}")
+    if "left_out" in checked:
+        lines.append(f"  {checked['left_out']}")
     lines.append(f"  {checked['size_bytes']:,} bytes in all files needed, {checked['size_ratio']:.2f} x smaller")
     if "restored_bytes" in checked:
         lines.append(f"  storage: restored bit for bit to {checked['restored_bytes']:,} bytes, then run as timed below")

@@ -9,11 +9,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.compress.base import Launch
-from orchestrator.compress.manifest import read_page
+from orchestrator.compress.manifest import read_page, write_page
 from orchestrator.compress.pipeline import Outcome, Trained, compress
 from orchestrator.compress.report import as_json, metrics, table
 from orchestrator.compress.runtimes.base import runtime_of
@@ -23,7 +24,11 @@ from orchestrator.plan.layout import Layout
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import read_record, write_json
 from orchestrator.runs.spool import SpoolWriter
+from orchestrator.spec.digest import job_digest
 from orchestrator.spec.job import CompressSection, JobSpec, ParallelSection
+
+if TYPE_CHECKING:
+    from orchestrator.compress.recover import Recovered
 
 _log = get_logger("compress")
 
@@ -36,6 +41,7 @@ def compress_run(run: RunDir, section: CompressSection | None = None, launch: La
     PlanError when the steps do not fit.
     """
     trained = replace(open_trained(run, section), launch=launch)
+    run.compress.unlink(missing_ok=True)  # it tells of files that are about to go
     outcome = compress(trained, run.compressed, _log.info)
     _draw(run, outcome)
     _record(run, trained, outcome)
@@ -48,7 +54,9 @@ def compress_export(
 ) -> Outcome:
     """Compress a model from a folder that an exporter wrote, by the steps of `section`; the files go to `target`.
 
-    Raises ExportError when the folder is not whole or its weights cannot be read back.
+    An export of before, which does not say by which optimiser it was trained, is not trained further unless that was
+    the default: a step that would ends the compression. Raises ExportError when the folder is not whole or its weights
+    cannot be read back.
     """
     from orchestrator import plugins
     from orchestrator.export.base import WeightReader
@@ -64,7 +72,27 @@ def compress_export(
     job = JobSpec.model_validate(page.job)
     job = job.model_copy(update={"compress": section}) if section is not None else job
     trained = trained_from(job, exporter.read_weights(folder), page.checkpoint, 0)
-    return compress(replace(trained, launch=launch), target, _log.info)
+    if "optim" in page.job or job_digest(job) == page.job_digest:
+        return compress(replace(trained, launch=launch), target, _log.info)
+    outcome = compress(replace(trained, launch=partial(_refuse_training, folder)), target, _log.info)
+    if outcome.ok:
+        _forget_optimiser(outcome.folder / "artifact", page.job_digest)
+    return outcome
+
+
+def _refuse_training(folder: Path, *asked: Any) -> Recovered:
+    raise ExportError(
+        f"{folder} was written by an older version, which did not keep the optimiser, and by the digest of its job "
+        "that was not the default one: a step that trains would train with another than the run did",
+        hint="export the run again (`orchestrator export RUN`), or compress the run (`orchestrator compress RUN`)",
+    )
+
+
+def _forget_optimiser(place: Path, digest: str) -> None:
+    """Take an optimiser that nobody knows out of an artifact's page, and give the page the job's own digest."""
+    page = read_page(place)
+    job = {name: section for name, section in page.job.items() if name != "optim"}
+    write_page(place, replace(page, job=job, job_digest=digest))
 
 
 def open_trained(run: RunDir, section: CompressSection | None = None) -> Trained:

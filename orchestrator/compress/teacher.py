@@ -29,7 +29,10 @@ def teacher_job(place: str) -> JobSpec:
 
 
 def load_teacher(place: str) -> nn.Module:
-    """Return the teacher in eval mode, float32. Raises ExportError or CheckpointError when it cannot be read."""
+    """Return the teacher in eval mode, in float32 whatever it was trained in.
+
+    Raises ExportError or CheckpointError when it cannot be read.
+    """
     from orchestrator import plugins
     from orchestrator.export.base import WeightReader
     from orchestrator.export.restore import restore_model
@@ -38,7 +41,7 @@ def load_teacher(place: str) -> nn.Module:
     folder, job = Path(place).expanduser(), teacher_job(place)
     if not (folder / MANIFEST_FILE).is_file():
         run = RunDir(folder)
-        return plain_copy(restore_model(job.model, load_weights(run, read_result(run)).tensors))
+        return plain_copy(restore_model(job.model, load_weights(run, read_result(run)).tensors).float())
     page = check_folder(folder)
     exporter = plugins.build("exporters", page.format, page.options)
     if not isinstance(exporter, WeightReader):
@@ -46,4 +49,4 @@ def load_teacher(place: str) -> nn.Module:
             f"the weights of a teacher in format {page.format} cannot be read back by name",
             hint="give a folder of format program or safetensors, or the run",
         )
-    return plain_copy(restore_model(job.model, exporter.read_weights(folder)))
+    return plain_copy(restore_model(job.model, exporter.read_weights(folder)).float())

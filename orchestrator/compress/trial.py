@@ -38,6 +38,7 @@ def compress_trial(run: RunDir) -> bool:
 
     trained = open_trained(run)
     trained = replace(trained, job=_one_sample(trained.job))
+    run.compress.unlink(missing_ok=True)  # it tells of files that are about to go
     outcome = compress(trained, run.compressed, _log.info, timed=False)
     with SpoolWriter(run.spool / "finish-compress.jsonl") as spool:
         spool.metrics(trained.step, metrics(outcome))

@@ -49,15 +49,21 @@ def _ask(module: str, arguments: list[str]) -> Any:
     """Run one of our modules and return the last line it prints, as JSON."""
     environment = rank_environment() | {"OMP_NUM_THREADS": str(os.cpu_count() or 1) if module == "timing" else "1"}
     environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
-    done = subprocess.run(
-        [sys.executable, "-m", f"orchestrator.compress.{module}", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        env=environment,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", f"orchestrator.compress.{module}", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ExportError(
+            f"the process of orchestrator.compress.{module} did not end within {TIMEOUT_S:g} s and was stopped",
+            hint="compress where the processor has nothing else to do, or with a smaller model or test split",
+        ) from None
     lines = done.stdout.strip().splitlines()
     try:
         return json.loads(lines[-1])

@@ -53,7 +53,10 @@ class Manifest:
     """`shape` (the batch dim is null) and `dtype` of one batch."""
     outputs: Mapping[str, Any]
     job: Mapping[str, Any]
-    """Sections name, model, data and train of the job: enough to rebuild the model and to evaluate it again."""
+    """Sections name, model, data, optim and train of the job: enough to rebuild the model, to evaluate and train it.
+
+    A manifest of before has no optim.
+    """
     job_digest: str
     checkpoint: str
     weights_digest: str

@@ -27,7 +27,7 @@ from orchestrator.spec.job import JobSpec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_JOB_SECTIONS = {"version", "name", "model", "data", "train"}  # no tracking URI: it may hold a password
+_JOB_SECTIONS = {"version", "name", "model", "data", "optim", "train"}  # no tracking URI: it may hold a password
 _EXAMPLE_ROWS = 2
 
 

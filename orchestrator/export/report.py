@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.errors import NotAbleError, OrchestratorError
 from orchestrator.export.base import CHECK_FILE
@@ -16,9 +16,6 @@ from orchestrator.export.score import Score
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import read_record, write_json
 from orchestrator.runs.spool import SpoolReader, SpoolWriter
-
-if TYPE_CHECKING:
-    pass
 
 CONFUSION_FILE = "confusion.json"
 EXAMPLE_FILE = "input_example.npy"

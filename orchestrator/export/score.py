@@ -105,7 +105,7 @@ class _Tally:
 
     def __init__(self, job: JobSpec, plan: Plan) -> None:
         self._loss, self._metrics = build_loss(job, plan), build_metrics(job, plan)
-        self._kind = plan.data.target_kind
+        self._kind, self._classes = plan.data.target_kind, len(plan.data.classes)
         self._loss_sum, self._count = 0.0, 0
         self._sums: dict[str, Tensor] = {}
         self._confusion: Tensor | None = None
@@ -121,10 +121,10 @@ class _Tally:
         self._add_confusion(outputs, targets)
 
     def _add_confusion(self, outputs: Tensor, targets: Tensor) -> None:
-        if self._kind == "class" and outputs.dim() == 2 and targets.dim() == 1:
+        if self._kind in ("class", "binary") and outputs.numel() == targets.numel():  # one logit, as `Accuracy` has it
+            num, guess_B, truth_B = max(2, self._classes), (outputs.flatten() > 0).long(), targets.flatten().long()
+        elif self._kind == "class" and outputs.dim() == 2 and targets.dim() == 1:
             num, guess_B, truth_B = outputs.shape[1], outputs.argmax(1), targets.long()
-        elif self._kind == "binary" and outputs.numel() == targets.numel():
-            num, guess_B, truth_B = 2, (outputs.flatten() > 0).long(), targets.flatten().long()
         else:
             return
         valid_B = (truth_B >= 0) & (truth_B < num)

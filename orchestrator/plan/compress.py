@@ -24,7 +24,7 @@ def compress_problems(job: JobSpec, data: DataShape, layout: Layout, notes: list
     """Return every mismatch of steps with model, data and layout; what only the worker can know becomes a note."""
     if not job.compress.steps:
         return []
-    found = _calibration(job, data)
+    found = _calibration(job, data) + _limits(job, data)
     widths = model_widths(job)
     before: list[tuple[str, Any]] = []
     for index, use in enumerate(job.compress.steps):
@@ -88,6 +88,19 @@ def largest_layer(job: JobSpec) -> int | None:
         return int(plugin.shape(asked).num_params)
     except JobFileError:
         return None
+
+
+def _limits(job: JobSpec, data: DataShape) -> list[Problem]:
+    if job.compress.limits.accuracy_drop is None or data.target_kind != "value":
+        return []
+    return [
+        Problem(
+            "compress.limits.accuracy_drop",
+            f"data {job.data.use} has targets of kind value, which have no accuracy that could drop",
+            "remove it: the report has the loss and the mean absolute error",
+            "limits",
+        )
+    ]
 
 
 def _calibration(job: JobSpec, data: DataShape) -> list[Problem]:

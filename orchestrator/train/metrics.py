@@ -34,7 +34,18 @@ def build_metrics(job: JobSpec, plan: Plan) -> dict[str, Metric]:
     chosen = job.train.metrics
     if chosen is None:
         chosen = tuple(Use(use=name) for name in METRICS_OF_LOSS.get(plan.loss, ()))
-    return {metric_name(use.use): plugins.build("metrics", use.use, use.options) for use in chosen}
+    found: dict[str, Metric] = {metric_name(use.use): plugins.build("metrics", use.use, use.options) for use in chosen}
+    for metric in found.values():
+        if isinstance(metric, Accuracy | TopK):  # of targets that the loss leaves out none is right or wrong
+            metric.ignored = _ignored(job, plan)
+    return found
+
+
+def _ignored(job: JobSpec, plan: Plan) -> int | None:
+    """Return the target that the job's cross-entropy leaves out; None when all count."""
+    options = job.train.loss.options if job.train.loss and plan.loss == "cross_entropy" else {}
+    ignored: int | None = options.get("ignore_index")
+    return ignored
 
 
 def metric_name(use: str) -> str:
@@ -42,8 +53,21 @@ def metric_name(use: str) -> str:
     return use.replace(":", ".").rsplit(".", 1)[-1].lower()
 
 
+def _shares(right: Tensor, targets: Tensor, ignored: int | None) -> Tensor:
+    """Return [right, all] of the targets that count."""
+    import torch
+
+    counts = torch.ones_like(right) if ignored is None else targets != ignored
+    return torch.stack([(right & counts).sum(), counts.sum()]).double()
+
+
 class Accuracy:
-    """Share of samples whose predicted class is the target; with one logit, its sign decides."""
+    """Share of samples whose predicted class is the target; with one logit, its sign decides.
+
+    Targets that the loss ignores do not count.
+    """
+
+    ignored: int | None = None
 
     @dataclass(frozen=True)
     class Config:
@@ -56,20 +80,19 @@ class Accuracy:
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return [right, all]."""
-        import torch
-
         one_logit = outputs.shape[-1] == 1 or outputs.dim() == targets.dim()
         guess = (outputs.reshape(targets.shape) > 0).to(targets.dtype) if one_logit else outputs.argmax(-1)
-        right = (guess == targets).sum()
-        return torch.stack([right, torch.tensor(targets.numel(), device=right.device)]).double()
+        return _shares(guess == targets, targets, self.ignored)
 
     def compute(self, sums: Tensor) -> float:
-        """Return right / all."""
+        """Return right / all; not a number where none counts."""
         return float(sums[0] / sums[1])
 
 
 class TopK:
-    """Share of samples whose target is among the k highest outputs."""
+    """Share of samples whose target is among the k highest outputs. Targets that the loss ignores do not count."""
+
+    ignored: int | None = None
 
     @dataclass(frozen=True)
     class Config:
@@ -91,14 +114,11 @@ class TopK:
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return [right, all]."""
-        import torch
-
         best_BK = outputs.topk(min(self.k, outputs.shape[-1]), dim=-1).indices
-        right = (best_BK == targets.unsqueeze(-1)).any(-1).sum()
-        return torch.stack([right, torch.tensor(targets.numel(), device=right.device)]).double()
+        return _shares((best_BK == targets.unsqueeze(-1)).any(-1), targets, self.ignored)
 
     def compute(self, sums: Tensor) -> float:
-        """Return right / all."""
+        """Return right / all; not a number where none counts."""
         return float(sums[0] / sums[1])
 
 

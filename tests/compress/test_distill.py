@@ -18,13 +18,16 @@ from orchestrator.compress.recover import Lessons, counted_of, recover, taught_d
 from orchestrator.compress.teacher import load_teacher, teacher_job
 from orchestrator.data.order import SampleOrder
 from orchestrator.errors import ExportError, PlanError
+from orchestrator.export import package
+from orchestrator.export.restore import build_model
 from orchestrator.export.weights import digest_weights, plain_copy, state_tensors
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import load_spec
 from orchestrator.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
-from tests.export.making import export, train_run
+from tests.export import making
+from tests.export.making import VerifiedHere, export, train_run
 
 from .making import CNN, RESNET, context_of, in_memory, make_job, make_trained
 
@@ -67,6 +70,16 @@ def test_the_lineage_names_the_weights_of_the_teacher(tmp_path: Path) -> None:
     (link,) = run.links
     assert link.read == {"teacher": digest_weights(state_tensors(load_teacher(str(made.path))))}
     assert Link(**json.loads(json.dumps(asdict(link)))) == link
+
+
+def test_a_teacher_of_float64_answers_inputs_of_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "Verification", VerifiedHere)
+    model = build_model(make_job(CNN).model)
+    monkeypatch.setattr(making, "make_model", lambda job: plain_copy(model).double())
+    inputs = torch.rand(45, 1, 8, 8)
+    (made,) = export(make_job(CNN), ["safetensors"], tmp_path, inputs.double())
+    assert made.ok, made.error
+    torch.testing.assert_close(load_teacher(str(made.path))(inputs), plain_copy(model)(inputs))
 
 
 def test_a_teacher_of_numbers_or_of_one_logit_is_followed_too() -> None:

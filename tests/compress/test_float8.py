@@ -56,6 +56,30 @@ def operators(program: torch.export.ExportedProgram) -> list[str]:
     return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
 
 
+class Biased(nn.Module):
+    """A linear layer whose bias is computed from a stored one, and one whose bias is stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.linear(x, self.first.weight, 2 * self.first.bias)
+        out: torch.Tensor = self.second(y)
+        return out
+
+
+def test_a_layer_whose_bias_is_computed_keeps_it_and_stays_in_floats(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Biased().eval().requires_grad_(False)
+    model.first.bias.add_(10)
+    trained = fresh("mlp")
+    program, taken = to_float8(model, context_of(trained, tmp_path))
+    inputs = torch.rand(8, 64)
+    assert taken == 1
+    assert fidelity(program.module()(inputs).numpy(), model(inputs).numpy(), "value")["sqnr_db"] > 20
+
+
 def test_rows_are_rounded_to_their_own_scale() -> None:
     weight = torch.randn(10, 20) * torch.logspace(-6, 6, 10)[:, None]
     weight[3] = 0

@@ -80,6 +80,16 @@ def test_an_empty_calibration_split_is_refused() -> None:
     assert "the split 'val' of data digits is empty" in said(data)
 
 
+def test_a_limit_on_the_accuracy_of_values_is_refused() -> None:
+    data = job([{"use": "export"}], limits={"accuracy_drop": 0.01}) | {
+        "model": {"use": "mlp", "inputs": 2, "outputs": 1},
+        "data": {"use": "synthetic", "kind": "regression"},
+    }
+    data["train"] = {"epochs": 1, "loss": {"use": "mse"}, "monitor": {"metric": "val/loss", "mode": "min"}}
+    text = said(data)
+    assert text.startswith("compress.limits.accuracy_drop: data synthetic has targets of kind value, which have no acc")
+
+
 @pytest.mark.parametrize("ratio", [1.0, 1.5, 0, -0.5])
 def test_a_ratio_that_is_none_is_refused(ratio: float) -> None:
     assert "ratio must be above 0 and below 1" in said(job([{"use": "prune", "ratio": ratio}, {"use": "export"}]))

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
 from orchestrator.cli.compress import command
 from orchestrator.cluster.ending import compress_stage, judge
+from orchestrator.compress import pipeline, stage
+from orchestrator.compress.base import Context
+from orchestrator.compress.manifest import read_page
 from orchestrator.compress.pipeline import Outcome, StepReport
+from orchestrator.compress.recover import Course, Recovered
 from orchestrator.compress.report import table
 from orchestrator.compress.stage import compress_export, compress_run
 from orchestrator.compress.timing import settle, summarise
-from orchestrator.errors import JobFileError
+from orchestrator.compress.trial import compress_trial
+from orchestrator.errors import ExportError, JobFileError
+from orchestrator.export import manifest as export_pages
+from orchestrator.export import package
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
+from orchestrator.plan.layout import Layout
 from orchestrator.runs.paths import RunDir
-from orchestrator.spec.job import CompressSection
-from tests.export.making import export, train_run
+from orchestrator.spec.digest import job_digest
+from orchestrator.spec.job import CompressSection, JobSpec, OptimSection
+from tests.export.making import VerifiedHere, export, train_run
 
-from .making import RESNET, make_job
+from .making import RESNET, check_here, make_job, make_trained
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +84,24 @@ def test_a_run_without_steps_needs_a_file_that_has_some(run: RunDir) -> None:
         compress_run(run, CompressSection())
 
 
+@pytest.mark.parametrize("begin", [compress_run, compress_trial])
+def test_what_became_of_a_compression_does_not_outlive_its_files(
+    begin: Callable[[RunDir], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise ZeroDivisionError
+
+    trained = make_trained(make_job(RESNET), epochs=0)
+    monkeypatch.setattr(stage, "open_trained", lambda *arguments: trained)
+    monkeypatch.setattr(stage, "compress", fail)
+    monkeypatch.setattr(pipeline, "compress", fail)
+    run = RunDir(tmp_path)
+    run.compress.write_text('{"status": "ok"}')
+    with pytest.raises(ZeroDivisionError):
+        begin(run)
+    assert not run.compress.exists()
+
+
 @pytest.mark.slow
 def test_an_exported_folder_is_compressed_and_never_changed(tmp_path: Path) -> None:
     job = make_job(RESNET)
@@ -81,6 +112,56 @@ def test_an_exported_folder_is_compressed_and_never_changed(tmp_path: Path) -> N
     assert outcome.ok, outcome.error
     assert (tmp_path / "small" / "artifact" / "model.onnx").is_file()
     assert sorted((path.name, path.read_bytes()) for path in made.path.iterdir()) == before
+
+
+FINE = ({"use": "finetune", "epochs": 0.05}, {"use": "export", "format": "safetensors"})
+PLAIN = ({"use": "prune", "ratio": 0.5}, {"use": "export", "format": "safetensors"})
+
+
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The export of a model that was not trained with the default optimiser."""
+    monkeypatch.setattr(package, "Verification", VerifiedHere)
+    monkeypatch.setattr(pipeline, "check_artifact", check_here)
+    monkeypatch.setattr(pipeline, "time_artifact", lambda place: [])
+    monkeypatch.setattr(pipeline, "weigh_processes", lambda place: {})
+    job = make_job(RESNET)
+    job = job.model_copy(update={"optim": OptimSection.model_validate({"use": "sgd", "lr": 0.1, "clip_norm": 1.0})})
+    (made,) = export(job, ["safetensors"], tmp_path / "export", torch.rand(45, 1, 8, 8))
+    return made.path
+
+
+def as_before(folder: Path) -> str:
+    """Make an export one of the time before there was the section; return the digest of its job."""
+    page = export_pages.read_manifest(folder)
+    job = {name: section for name, section in page.job.items() if name != "optim"}
+    export_pages.write_manifest(folder, replace(page, job=job))
+    return page.job_digest
+
+
+def test_an_export_is_trained_further_with_the_optimiser_of_its_run(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(model: nn.Module, context: Context, course: Course, layout: Layout) -> Recovered:
+        assert (context.job.optim.use, context.job.optim.options) == ("sgd", {"lr": 0.1})
+        raise ExportError("that was all")
+
+    outcome = compress_export(exported, tmp_path / "small", make_job(RESNET, FINE).compress, launch)
+    assert outcome.error == "that was all"
+    page = export_pages.read_manifest(exported)
+    assert job_digest(JobSpec.model_validate(page.job)) == page.job_digest
+
+
+def test_an_export_that_does_not_say_its_optimiser_is_not_trained_with_another(exported: Path, tmp_path: Path) -> None:
+    digest = as_before(exported)
+    outcome = compress_export(exported, tmp_path / "small", make_job(RESNET, FINE).compress)
+    assert "did not keep the optimiser" in outcome.error
+    assert "export the run again" in outcome.hint
+    outcome = compress_export(exported, tmp_path / "small", make_job(RESNET, PLAIN).compress)
+    assert outcome.ok, outcome.error
+    page = read_page(tmp_path / "small" / "artifact")
+    assert page.job_digest == digest
+    assert "optim" not in page.job
 
 
 def test_the_command_prints_the_table_and_ends_with_1_when_it_does_not_hold(run: RunDir, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from orchestrator.export.restore import restore_model
 from orchestrator.export.score import score
 from orchestrator.export.source import read_checkpoint, read_job
 from orchestrator.runs.paths import RunDir
+from orchestrator.spec.job import JobSpec
 from orchestrator.train.engine import load_dataset
 from tests.export.making import CNN, MLP, VerifiedHere, make_job, train_run
 
@@ -99,6 +100,26 @@ def test_the_confusion_matrix_adds_up_to_the_accuracy(run: RunDir) -> None:
     assert confusion["classes"] == [str(digit) for digit in range(10)]
     assert counts.sum() == page(run)["score"]["samples"]
     assert np.trace(counts) / counts.sum() == pytest.approx(page(run)["metrics"]["test/accuracy"])
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_the_confusion_matrix_of_two_classes_adds_up_to_the_accuracy_of_one_logit_and_of_two(columns: int) -> None:
+    loss = {"use": "bce"} if columns == 1 else {"use": "cross_entropy"}
+    job = JobSpec.model_validate(
+        {
+            "model": {"use": "mlp", "inputs": 2, "outputs": columns},
+            "data": {"use": "synthetic", "kind": "blobs", "classes": 2, "num_samples": 100, "noise": 1.0},
+            "train": {"steps": 1, "batch_size": 8, "loss": loss},
+            "cluster": {"gpus_per_worker": 0},
+        }
+    )
+    found = score(lambda inputs: inputs[:, :columns], job, load_dataset(job), "test")
+    assert found.confusion is not None
+    counts = np.array(found.confusion.counts)
+    assert counts.shape == (2, 2)
+    assert counts.sum() == found.samples
+    assert counts.sum(axis=1).min() > 0
+    assert np.trace(counts) / counts.sum() == pytest.approx(found.metrics["accuracy"])
 
 
 def test_the_spool_tells_metrics_artifacts_and_the_model(run: RunDir) -> None:

@@ -7,7 +7,10 @@ import torch
 from torch.nn import functional
 
 from orchestrator import plugins
-from orchestrator.train.metrics import metric_name
+from orchestrator.plan.available import Available
+from orchestrator.plan.build import build_plan
+from orchestrator.spec.job import JobSpec
+from orchestrator.train.metrics import build_metrics, metric_name
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 0.0, 0.5], [0.2, 0.1, 0.3]])
 CLASSES = torch.tensor([0, 1, 2, 2])
@@ -57,6 +60,28 @@ def test_metrics_of_parts_add_up(
     parts = metric.compute(metric.sums(outputs[:1], targets[:1]) + metric.sums(outputs[1:], targets[1:]))
     assert whole == pytest.approx(want)
     assert parts == pytest.approx(want)
+
+
+@pytest.mark.parametrize(("name", "options"), [("accuracy", {}), ("top_k", {"k": 1})])
+def test_targets_that_the_loss_ignores_are_neither_right_nor_wrong(name: str, options: dict[str, int]) -> None:
+    job = JobSpec.model_validate(
+        {
+            "model": {"use": "mlp", "inputs": 2, "outputs": 3},
+            "data": {"use": "synthetic", "kind": "blobs", "classes": 3},
+            "train": {
+                "steps": 1,
+                "batch_size": 8,
+                "loss": {"use": "cross_entropy", "ignore_index": -1},
+                "metrics": [{"use": name, **options}],
+            },
+            "cluster": {"gpus_per_worker": 0},
+        }
+    )
+    metric = build_metrics(job, build_plan(job, Available.local()))[name]
+    sums = metric.sums(LOGITS, torch.tensor([0, -1, 1, -1]))
+    assert sums.tolist() == [1, 2]
+    assert metric.compute(sums) == 0.5
+    assert metric.compute(metric.sums(LOGITS, torch.full((4,), -1))) == 0
 
 
 def test_a_metric_of_ones_own_is_named_after_its_last_part() -> None:

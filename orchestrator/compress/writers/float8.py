@@ -71,8 +71,11 @@ class _Rewriting:
     def _replace(self, node: Node) -> bool:
         """Replace one node where it is a layer large enough; say whether it was."""
         if node.target is _ATEN.linear.default:
-            weight, bias = self._value(node.args[1]), node.args[2] if len(node.args) > 2 else None
-            return self._product(node, weight, self._value(bias))
+            weight, given = self._value(node.args[1]), node.args[2] if len(node.args) > 2 else None
+            bias = self._value(given)
+            if given is not None and bias is None:  # it is computed: `Product` only adds one that is stored
+                return False
+            return self._product(node, weight, bias)
         if node.target in (_ATEN.matmul.default, _ATEN.mm.default):
             weight = self._value(node.args[1])
             return weight is not None and weight.dim() == 2 and self._product(node, weight.t(), None)
