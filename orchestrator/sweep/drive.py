@@ -32,7 +32,7 @@ from orchestrator.sweep.settle import last_sign_s, settle
 from orchestrator.sweep.shared import Shared
 from orchestrator.sweep.source import Source
 from orchestrator.sweep.trial import Trial
-from orchestrator.sweep.trial_run import TrialRun, newest_step, trial_folder, trial_job
+from orchestrator.sweep.trial_run import TrialRun, trial_folder, trial_job
 from orchestrator.sweep.under_way import UnderWay
 
 _POLL_S = 0.1
@@ -204,7 +204,7 @@ class SweepLoop:
         layout, shared = work.feasible.plan.layout, self.under_way.shared
         if self._smallest is None or need.total_cpus < self._smallest.total_cpus:
             self._smallest = need
-        key = shared.key(work)
+        key = "" if work.trial.stopped_at else shared.key(work)  # another's whole training is not what it ended with
         training = shared.find(key)
         if training is None and not self.pool.can_start(need, layout):
             return False
@@ -216,10 +216,6 @@ class SweepLoop:
         self.ledger.begin(trial, work.repeat, workers=need.num_workers, job=job)
         share = work.open(self.run)
         trial.total_steps, trial.began = work.last_step, time.monotonic()
-        if trial.stopped_at and newest_step(work.run) >= trial.stopped_step:
-            # Decided by the scheduler before the driver was killed: nothing is left to train.
-            control.request_stop(work.run, "ended by the scheduler")
-            work.stop_reason = "scheduler"
         if training is None:
             self.under_way.working[slot], self._waits_since = work, None
             self.pool.start(slot, share, need, layout)

@@ -62,8 +62,8 @@ class Hearing:
         trial = work.trial
         trial.step = int(result["step"])
         self._note_last(work, dict(result["metrics"]))
-        stopped = result["status"] == "stopped"
-        if stopped and work.stop_reason != "scheduler":
+        stopped = work.is_cut(trial.step)  # whatever its status: of a resumed one nothing may have been left to train
+        if result["status"] == "stopped" and not stopped:
             self.close(work, "interrupted", "the sweep was asked to stop")
             return
         values = dict(result["best_metrics"] or result["metrics"])
@@ -99,11 +99,7 @@ class Hearing:
             self.closer.ledger.evaluate(trial, number, step, metrics, stop=stop)
         trial.step = step
         self.closer.tell("evaluated", trial)
-        if trial.stopped_at and number >= trial.stopped_at:
-            work.stop_reason = "scheduler"
-        elif self.stopping():
-            work.stop_reason = work.stop_reason or "interrupted"
-        return bool(work.stop_reason)
+        return bool(trial.stopped_at and number >= trial.stopped_at) or self.stopping()
 
     def _note_last(self, work: TrialRun, metrics: dict[str, float]) -> None:
         """Members of a population are compared by this evaluation, which a power cut may have taken from the ledger."""
@@ -120,7 +116,7 @@ class Hearing:
     def _ended(self, slot: int, result: dict[str, Any]) -> None:
         work = self.under_way.working.pop(slot)
         self.closer.leave(work)
-        if result["status"] != "stopped":
+        if result["status"] != "stopped" and not work.is_cut(int(result["step"])):
             self.under_way.shared.keep(work, result)
         self.under_way.release(work)
         self.judge(work, result)

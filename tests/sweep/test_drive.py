@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -221,13 +222,8 @@ def end_and_resume(tmp_path: Path, how: str, scheduler: dict[str, Any], *, every
         else:
             drive(run, data, FakePool(Trainer(), on_event=stop_at(run, number)))
         again = drive(run, data, FakePool(Trainer()))
-        states = [trial.state for trial in again.ledger.trials.values()]
-        assert states == [trial.state for trial in whole.ledger.trials.values()], number
+        assert outcomes(again) == outcomes(whole), number
         assert heard == [[line[key] for key in ("trial", "number", "stop")] for line in lines_of(run, "evaluated")]
-        values = [each.values for each in again.ledger.trials.values()]
-        assert [each["val/loss"] for each in values] == [
-            each.values["val/loss"] for each in whole.ledger.trials.values()
-        ]
         check_closed(run, again.ledger.trials)
 
 
@@ -239,7 +235,45 @@ def test_a_trial_whose_end_was_decided_when_the_driver_was_killed_is_not_trained
     release_leases(run)
     trial = drive(run, data, FakePool(Trainer())).ledger.trials[1]
     assert (trial.state, trial.stopped_at, trial.evaluations) == ("stopped", 1, 1)
-    assert (trial.step, trial.values["val/loss"]) == (6, loss(0.2, 5))
+    assert (trial.step, trial.total_steps, trial.values["val/loss"]) == (5, 20, loss(0.2, 5))
+    assert trial.reason == "at step 5 of 20"
+
+
+def test_a_trial_ended_by_the_scheduler_without_a_checkpoint_is_trained_to_that_step_again(tmp_path: Path) -> None:
+    """Killed while the checkpoint of that step was written; and there is no second kind of end at it."""
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05, 0.2]}, scheduler=ASHA)
+    run = folder_for(data)
+    with pytest.raises(DriverKilledError):
+        drive(run, data, FakePool(Trainer(), on_event=kill_at(7)))
+    release_leases(run)
+    for path in (run.trials / "t001" / "checkpoints").glob("*/manifest.json"):
+        path.unlink()
+        path.parent.rename(path.parent.with_name(f"torn-{path.parent.name}"))
+    trial = drive(run, data, FakePool(Trainer())).ledger.trials[1]
+    assert (trial.state, trial.step, trial.evaluations) == ("stopped", 5, 1)
+    assert trial.values["val/loss"] == loss(0.2, 5)
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_sweep_stopped_while_such_a_trial_is_begun_again_takes_it_for_what_it_is(
+    tmp_path: Path, checkpoint: bool
+) -> None:
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05, 0.2]}, scheduler=ASHA)
+    run = folder_for(data)
+    with pytest.raises(DriverKilledError):
+        drive(run, data, FakePool(Trainer(), on_event=kill_at(7)))
+    release_leases(run)
+    if not checkpoint:
+        shutil.rmtree(run.trials / "t001" / "checkpoints")
+
+    class Stops(Trainer):
+        def __call__(self, share: Any) -> Any:
+            control.request_stop(run, "a test")
+            control.request_stop(RunDir(Path(share.folder)), "a test")
+            return super().__call__(share)
+
+    trial = drive(run, data, FakePool(Stops())).ledger.trials[1]
+    assert (trial.state, trial.step) == (("stopped", 5) if checkpoint else ("interrupted", 1))
 
 
 def test_another_scheduler_learns_from_the_scores_of_before(tmp_path: Path) -> None:
