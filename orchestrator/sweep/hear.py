@@ -68,16 +68,15 @@ class Hearing:
             return
         values = dict(result["best_metrics"] or result["metrics"])
         values |= derived_values(work.feasible.plan, result)
-        values |= dict.fromkeys(later_names(self.objectives), 0.0)  # to come
-        missing = missing_values(values, self.objectives)
+        later = later_names(self.objectives)
+        missing = missing_values(values, [each for each in self.objectives if each.name not in later])
         tasks = tasks_after(work.feasible.job, self.objectives)
         state = "stopped" if stopped else "finished"
         reason = f"at step {trial.step} of {trial.total_steps}" if stopped else ""
         if missing:
-            state, reason = "diverged", f"{missing} was not finite or not reported"
-        elif self.under_way.after.add(Trained(work, state, reason, values, tasks)):
+            self.close(work, "diverged", f"{missing} was not finite or not reported", values)
             return
-        self.close(work, state, reason, values)
+        self._go_on(Trained(work, state, reason, values, tasks))
 
     def close(self, work: TrialRun, state: str, reason: str, values: dict[str, float] | None = None) -> None:
         """Close a training; its trial's next repeat, if there is one, is the next to begin."""
@@ -127,6 +126,10 @@ class Hearing:
         if done is None:
             return
         done.values |= values
+        self._go_on(done)
+
+    def _go_on(self, done: Trained) -> None:
+        """Queue a trained trial for its next task; close it when there is none left."""
         if self.under_way.after.add(done):
             return
         missing = missing_values(done.values, self.objectives)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -168,6 +169,18 @@ def test_what_a_killed_driver_left_is_closed_when_the_next_one_cannot_start(tmp_
     assert read_record(finishing).metrics == metrics != {}
     assert read_record(finishing).verdict == "finished"
     assert read_record(RunDir(run.trials / "t001")).verdict == "interrupted: the sweep was interrupted"
+
+
+def test_a_diverged_trial_has_no_value_of_what_would_have_been_measured_after_it(tmp_path: Path) -> None:
+    later = {"time/latency_ms": "min", "compress/size_bytes": "min"}
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05]}, objectives={"val/loss": "min", **later})
+    run = folder_for(data)
+    loop = drive(run, data, FakePool(Trainer(measure=lambda lr, step, weight: math.nan)))
+    trial = loop.ledger.trials[0]
+    assert (trial.state, trial.reason) == ("diverged", "val/loss was not finite or not reported")
+    assert not later.keys() & trial.values.keys()
+    told = read_record(RunDir(run.trials / "t000")).metrics
+    assert not any(name in key for key in told for name in later)
 
 
 # ---- schedulers over resumes and retries
