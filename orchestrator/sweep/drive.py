@@ -224,6 +224,7 @@ class SweepLoop:
             shared.adopt(training, work)
             if training.trial != trial.name:  # its own: it was interrupted after its training
                 self.ledger.reuse(trial, work.repeat, training.trial)
+            self.closer.leave(work)
             self.hearing.judge(work, training.result)
         return True
 
@@ -231,7 +232,7 @@ class SweepLoop:
         slot = self.under_way.take_slot()
         self.under_way.working[slot] = done.work
         tasks = self.under_way.after.begin(slot, done)
-        done.work.began = time.monotonic()
+        done.work.began = done.work.trial.began = time.monotonic()
         self.pool.measure(slot, str(done.work.run.path), done.work.feasible.plan.resources, tasks)
 
     def _stop_asked(self) -> bool:

@@ -125,6 +125,7 @@ class Hearing:
         done = self.under_way.after.end(slot)
         if done is None:
             return
+        self.closer.leave(done.work)  # also when it is timed later: what it waits till then it does not use
         done.values |= values
         self._go_on(done)
 

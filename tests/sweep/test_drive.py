@@ -6,12 +6,15 @@ import json
 import math
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.cluster.failure import Failure
+from orchestrator.cluster.pool import PoolEvent
+from orchestrator.cluster.trial_stage import COMPRESS
 from orchestrator.errors import JobFileError
 from orchestrator.runs import control
 from orchestrator.runs.paths import RunDir
@@ -389,6 +392,51 @@ def test_seconds_of_all_attempts_are_counted_also_those_of_a_killed_driver(tmp_p
     left = [line["seconds"] for line in lines_of(run, "left")]
     assert left[2] == pytest.approx(7.5)
     assert loop.ledger.trials[0].seconds == pytest.approx(sum(left))
+
+
+class StagePool(FakePool):
+    """Compresses in 50 s and times in 7 s of a clock of its own."""
+
+    def __init__(self, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(trainer)
+        self.now_s, self.asked = 1000.0, list[tuple[str, ...]]()
+        self.seen: Callable[[], None] = lambda: None
+        monkeypatch.setattr("orchestrator.sweep.trial_run.time.monotonic", lambda: self.now_s)
+
+    def measure(self, trial: int, folder: str, need: Any, tasks: Any) -> None:
+        self.asked.append(tasks)
+        values = {"compress/size_bytes": 9.0} if COMPRESS in tasks else {"compress/latency_ms": 2.0}
+        self._events.append(PoolEvent(trial, "measured", {"values": values}))
+
+    def poll(self, timeout_s: float) -> list[PoolEvent]:
+        if self._events and self._events[0].kind == "measured":
+            self.now_s += 50.0 if "compress/size_bytes" in self._events[0].data["values"] else 7.0
+            self.seen()
+        return super().poll(timeout_s)
+
+
+def compressed_sweep(folder: Path, objectives: dict[str, str], **sweep: Any) -> dict[str, Any]:
+    data = sweep_of(folder, space={"optim.lr": [0.05]}, objectives={"val/loss": "min", **objectives}, **sweep)
+    return {**data, "compress": {"steps": [{"use": "export"}]}}
+
+
+@pytest.mark.parametrize(("objective", "stages_s"), [("compress/size_bytes", [50.0]), ("compress/latency_ms", [50, 7])])
+def test_compressing_and_timing_a_trial_count_as_its_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, stages_s: list[float]
+) -> None:
+    data = compressed_sweep(tmp_path, {objective: "min"})
+    run, pool, trials, used_s = folder_for(data), StagePool(Trainer(), monkeypatch), list[Trial](), list[float]()
+    pool.seen = lambda: used_s.append(trials[0].worker_s_by(pool.now_s))
+
+    def told(event: Any) -> None:
+        if event.data.get("what") == "begun":
+            trials.append(event.data["trial"])
+
+    loop = drive(run, data, pool, on_told=told)
+    trial = loop.ledger.trials[0]
+    assert (trial.state, len(pool.asked)) == ("finished", len(stages_s)), trial.reason
+    assert trial.seconds == trial.worker_s == sum(stages_s)
+    assert used_s == [sum(stages_s[: index + 1]) for index in range(len(stages_s))], "budgets count it meanwhile"
 
 
 def test_a_trial_whose_job_is_another_by_now_is_refused_by_name(tmp_path: Path) -> None:
