@@ -453,6 +453,47 @@ def test_a_trial_whose_job_is_another_by_now_is_refused_by_name(tmp_path: Path) 
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"aggregate": "worst"},
+            {"sweep.aggregate": "was 'mean' when the sweep began and 1 trial finished, is 'worst' now"},
+        ),
+        ({"repeats": 3}, {"sweep.repeats": "was 2 when the sweep began and 1 trial finished, is 3 now"}),
+        (
+            {"repeats": 1, "aggregate": "worst"},
+            {"sweep.repeats": "was 2 when the sweep began and 1 trial finished, is 1 now"},
+        ),
+        ({"repeats": 2, "time_s": 1000.0}, {}),
+    ],
+)
+def test_repeats_are_put_together_alike_once_a_trial_has_finished(
+    tmp_path: Path, change: dict[str, Any], said: dict[str, str]
+) -> None:
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05, 0.04]}, repeats=2)
+    run = folder_for(data)
+    drive(run, data, FakePool(Trainer(), on_event=stop_at(run, 17)))  # of t001 one is done
+    data["sweep"] |= change
+    before = (run.sweep / "ledger.jsonl").read_bytes()
+    if not said:
+        assert {trial.state for trial in drive(run, data, FakePool(Trainer())).ledger.trials.values()} == {"finished"}
+        return
+    with pytest.raises(JobFileError, match="its trials could not be compared") as caught:
+        drive(run, data, FakePool(Trainer()))
+    assert {each.path: each.message for each in caught.value.problems} == said
+    assert (run.sweep / "ledger.jsonl").read_bytes() == before
+
+
+def test_repeats_may_change_while_no_trial_has_finished(tmp_path: Path) -> None:
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05]}, repeats=2)
+    run = folder_for(data)
+    drive(run, data, FakePool(Trainer(), on_event=stop_at(run, 2)))
+    data["sweep"] |= {"repeats": 3, "aggregate": "worst"}
+    trial = drive(run, data, FakePool(Trainer())).ledger.trials[0]
+    assert (trial.state, len(trial.repeats)) == ("finished", 3)
+
+
 def test_a_long_stretch_of_infeasible_points_does_not_keep_trials_waiting(tmp_path: Path) -> None:
     """Each evaluation is answered between two portions of points, not after all of them."""
     rates = [0.05, *(0.1 + index / 1000 for index in range(150)), 0.04]
