@@ -99,10 +99,14 @@ class SweepLoop:
         """Place what can be placed; say whether anything is under way or to come."""
         self._place()
         waits, queue = self.under_way.after, self.under_way.queue
-        if self.under_way.working or waits.alone or waits.beside:
+        if self.under_way.working or waits.alone:
             return True
         if self._stop_asked():
             return False
+        if waits.beside:
+            if not self._may_come_back():
+                self._give_up(waits.beside.popleft())
+            return True
         if queue:
             if not self._may_come_back():
                 self._refuse(queue.popleft())
@@ -192,10 +196,18 @@ class SweepLoop:
             return
         self.under_way.queue.append(TrialRun(trial, repeat, feasible, trial_folder(self.run, trial, repeat)))
 
-    def _refuse(self, work: TrialRun) -> None:
-        """Nothing works, and yet there is no room: there never will be."""
-        reason = f"needs {what_it_takes(work.feasible.plan.resources)}; the cluster has {what_is_there(self.pool)}"
+    def _lacks(self, work: TrialRun) -> str:
+        """Nothing works, and yet there is no room, and there never will be: say what is too little."""
         self._smallest = None  # it may have been this one, and others may need less
+        return f"needs {what_it_takes(work.feasible.plan.resources)}; the cluster has {what_is_there(self.pool)}"
+
+    def _give_up(self, done: Trained) -> None:
+        """Close a trained trial that nobody can compress."""
+        self.hearing.close(done.work, "failed", f"it was trained, but compressing it {self._lacks(done.work)}")
+
+    def _refuse(self, work: TrialRun) -> None:
+        """Close a trial that nobody can train."""
+        reason = self._lacks(work)
         self.closer.finish(work.trial, "infeasible", reason)
         self.closer.shut_out(work.trial)
 
@@ -230,7 +242,7 @@ class SweepLoop:
 
     def _measure(self, done: Trained) -> None:
         slot = self.under_way.take_slot()
-        self.under_way.working[slot] = done.work
+        self.under_way.working[slot], self._waits_since = done.work, None
         tasks = self.under_way.after.begin(slot, done)
         done.work.began = done.work.trial.began = time.monotonic()
         self.pool.measure(slot, str(done.work.run.path), done.work.feasible.plan.resources, tasks)

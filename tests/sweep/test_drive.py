@@ -324,14 +324,17 @@ def test_a_retried_trial_counts_no_evaluation_twice(tmp_path: Path) -> None:
 
 
 class FlakyPool(FakePool):
-    """A cluster whose only node is away from one evaluation on, for `away` looks at it."""
+    """A cluster whose only node is away from event `at` on, for `away` looks at it."""
 
-    def __init__(self, trainer: Trainer, away: int) -> None:
+    def __init__(self, trainer: Trainer, away: int, at: int = 2) -> None:
         super().__init__(trainer, slots=1, on_event=self._tell)
-        self._away, self._left = away, 0
+        self._away, self._left, self._at = away, 0, at
+
+    def measure(self, trial: int, folder: str, need: Any, tasks: Any) -> None:
+        self._events.append(PoolEvent(trial, "measured", {"values": {"compress/size_bytes": 9.0}}))
 
     def _tell(self, told: int) -> None:
-        if told == 2:
+        if told == self._at:
             self._left, self.cpus = self._away, 0.0
 
     def can_start(self, need: Any, layout: Any = None) -> bool:
@@ -352,6 +355,21 @@ def test_a_trial_whose_node_is_gone_waits_for_it_to_come_back_but_not_for_ever(
     assert loop.ledger.trials[0].state == state
     assert len(notes) == 1
     assert notes[0].startswith("nodes are gone")
+
+
+@pytest.mark.parametrize(("wait_s", "state"), [(300.0, "finished"), (1e-9, "failed")])
+def test_so_does_one_that_waits_to_be_compressed(tmp_path: Path, wait_s: float, state: str) -> None:
+    data = compressed_sweep(tmp_path, {"compress/size_bytes": "min"})
+    data["cluster"]["wait_s"] = wait_s
+    run, notes = folder_for(data), list[str]()
+    pool = FlakyPool(Trainer(), away=5 if state == "finished" else 1000, at=5)
+    loop = drive(run, data, pool, on_told=lambda event: notes.append(event.text) if event.kind == "note" else None)
+    trial = loop.ledger.trials[0]
+    assert trial.state == state
+    said = "it was trained, but compressing it needs 1 process with 1 CPU; the cluster has 0 CPUs"
+    assert trial.reason == (said if state == "failed" else "")
+    assert len(notes) == 1
+    check_closed(run, loop.ledger.trials)
 
 
 def test_the_failures_that_are_forgiven_are_counted_anew_at_a_resume(tmp_path: Path) -> None:
