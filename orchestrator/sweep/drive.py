@@ -32,7 +32,7 @@ from orchestrator.sweep.settle import last_sign_s, settle
 from orchestrator.sweep.shared import Shared
 from orchestrator.sweep.source import Source
 from orchestrator.sweep.trial import Trial
-from orchestrator.sweep.trial_run import TrialRun, newest_step, trial_folder, trial_job
+from orchestrator.sweep.trial_run import TrialRun, trial_folder, trial_job
 from orchestrator.sweep.under_way import UnderWay
 
 _POLL_S = 0.1
@@ -99,10 +99,14 @@ class SweepLoop:
         """Place what can be placed; say whether anything is under way or to come."""
         self._place()
         waits, queue = self.under_way.after, self.under_way.queue
-        if self.under_way.working or waits.alone or waits.beside:
+        if self.under_way.working or waits.alone:
             return True
         if self._stop_asked():
             return False
+        if waits.beside:
+            if not self._may_come_back():
+                self._give_up(waits.beside.popleft())
+            return True
         if queue:
             if not self._may_come_back():
                 self._refuse(queue.popleft())
@@ -192,10 +196,18 @@ class SweepLoop:
             return
         self.under_way.queue.append(TrialRun(trial, repeat, feasible, trial_folder(self.run, trial, repeat)))
 
-    def _refuse(self, work: TrialRun) -> None:
-        """Nothing works, and yet there is no room: there never will be."""
-        reason = f"needs {what_it_takes(work.feasible.plan.resources)}; the cluster has {what_is_there(self.pool)}"
+    def _lacks(self, work: TrialRun) -> str:
+        """Nothing works, and yet there is no room, and there never will be: say what is too little."""
         self._smallest = None  # it may have been this one, and others may need less
+        return f"needs {what_it_takes(work.feasible.plan.resources)}; the cluster has {what_is_there(self.pool)}"
+
+    def _give_up(self, done: Trained) -> None:
+        """Close a trained trial that nobody can compress."""
+        self.hearing.close(done.work, "failed", f"it was trained, but compressing it {self._lacks(done.work)}")
+
+    def _refuse(self, work: TrialRun) -> None:
+        """Close a trial that nobody can train."""
+        reason = self._lacks(work)
         self.closer.finish(work.trial, "infeasible", reason)
         self.closer.shut_out(work.trial)
 
@@ -204,7 +216,7 @@ class SweepLoop:
         layout, shared = work.feasible.plan.layout, self.under_way.shared
         if self._smallest is None or need.total_cpus < self._smallest.total_cpus:
             self._smallest = need
-        key = shared.key(work)
+        key = "" if work.trial.stopped_at else shared.key(work)  # another's whole training is not what it ended with
         training = shared.find(key)
         if training is None and not self.pool.can_start(need, layout):
             return False
@@ -216,10 +228,6 @@ class SweepLoop:
         self.ledger.begin(trial, work.repeat, workers=need.num_workers, job=job)
         share = work.open(self.run)
         trial.total_steps, trial.began = work.last_step, time.monotonic()
-        if trial.stopped_at and newest_step(work.run) >= trial.stopped_step:
-            # Decided by the scheduler before the driver was killed: nothing is left to train.
-            control.request_stop(work.run, "ended by the scheduler")
-            work.stop_reason = "scheduler"
         if training is None:
             self.under_way.working[slot], self._waits_since = work, None
             self.pool.start(slot, share, need, layout)
@@ -228,14 +236,15 @@ class SweepLoop:
             shared.adopt(training, work)
             if training.trial != trial.name:  # its own: it was interrupted after its training
                 self.ledger.reuse(trial, work.repeat, training.trial)
+            self.closer.leave(work)
             self.hearing.judge(work, training.result)
         return True
 
     def _measure(self, done: Trained) -> None:
         slot = self.under_way.take_slot()
-        self.under_way.working[slot] = done.work
+        self.under_way.working[slot], self._waits_since = done.work, None
         tasks = self.under_way.after.begin(slot, done)
-        done.work.began = time.monotonic()
+        done.work.began = done.work.trial.began = time.monotonic()
         self.pool.measure(slot, str(done.work.run.path), done.work.feasible.plan.resources, tasks)
 
     def _stop_asked(self) -> bool:

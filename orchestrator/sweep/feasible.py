@@ -6,6 +6,7 @@ Costs milliseconds and starts nothing. What is infeasible carries its reason, fo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +109,10 @@ def plan_value(plan: Plan | None, path: str) -> Any:
 
 
 def _values(expression: Expression, look: Any) -> str:
-    said = [f"{name} = {look(name)!r}" for name in expression.names]
+    said: list[str] = []
+    for name in expression.names:
+        with suppress(KeyError):  # `and` and `or` pass over names that this model does not have
+            said.append(f"{name} = {look(name)!r}")
     return f" ({', '.join(said)})" if said else ""
 
 

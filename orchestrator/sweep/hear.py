@@ -62,22 +62,21 @@ class Hearing:
         trial = work.trial
         trial.step = int(result["step"])
         self._note_last(work, dict(result["metrics"]))
-        stopped = result["status"] == "stopped"
-        if stopped and work.stop_reason != "scheduler":
+        stopped = work.is_cut(trial.step)  # whatever its status: of a resumed one nothing may have been left to train
+        if result["status"] == "stopped" and not stopped:
             self.close(work, "interrupted", "the sweep was asked to stop")
             return
         values = dict(result["best_metrics"] or result["metrics"])
         values |= derived_values(work.feasible.plan, result)
-        values |= dict.fromkeys(later_names(self.objectives), 0.0)  # to come
-        missing = missing_values(values, self.objectives)
+        later = later_names(self.objectives)
+        missing = missing_values(values, [each for each in self.objectives if each.name not in later])
         tasks = tasks_after(work.feasible.job, self.objectives)
         state = "stopped" if stopped else "finished"
         reason = f"at step {trial.step} of {trial.total_steps}" if stopped else ""
         if missing:
-            state, reason = "diverged", f"{missing} was not finite or not reported"
-        elif self.under_way.after.add(Trained(work, state, reason, values, tasks)):
+            self.close(work, "diverged", f"{missing} was not finite or not reported", values)
             return
-        self.close(work, state, reason, values)
+        self._go_on(Trained(work, state, reason, values, tasks))
 
     def close(self, work: TrialRun, state: str, reason: str, values: dict[str, float] | None = None) -> None:
         """Close a training; its trial's next repeat, if there is one, is the next to begin."""
@@ -99,11 +98,7 @@ class Hearing:
             self.closer.ledger.evaluate(trial, number, step, metrics, stop=stop)
         trial.step = step
         self.closer.tell("evaluated", trial)
-        if trial.stopped_at and number >= trial.stopped_at:
-            work.stop_reason = "scheduler"
-        elif self.stopping():
-            work.stop_reason = work.stop_reason or "interrupted"
-        return bool(work.stop_reason)
+        return bool(trial.stopped_at and number >= trial.stopped_at) or self.stopping()
 
     def _note_last(self, work: TrialRun, metrics: dict[str, float]) -> None:
         """Members of a population are compared by this evaluation, which a power cut may have taken from the ledger."""
@@ -120,7 +115,7 @@ class Hearing:
     def _ended(self, slot: int, result: dict[str, Any]) -> None:
         work = self.under_way.working.pop(slot)
         self.closer.leave(work)
-        if result["status"] != "stopped":
+        if result["status"] != "stopped" and not work.is_cut(int(result["step"])):
             self.under_way.shared.keep(work, result)
         self.under_way.release(work)
         self.judge(work, result)
@@ -130,7 +125,12 @@ class Hearing:
         done = self.under_way.after.end(slot)
         if done is None:
             return
+        self.closer.leave(done.work)  # also when it is timed later: what it waits till then it does not use
         done.values |= values
+        self._go_on(done)
+
+    def _go_on(self, done: Trained) -> None:
+        """Queue a trained trial for its next task; close it when there is none left."""
         if self.under_way.after.add(done):
             return
         missing = missing_values(done.values, self.objectives)

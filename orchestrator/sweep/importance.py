@@ -44,11 +44,15 @@ def _is_child(trial: Trial) -> bool:
 
 
 def _coordinate(param: Param, trial: Trial) -> float:
-    """Return where a trial lies on a parameter's axis; -1 where the parameter is absent."""
+    """Return where a trial lies on a parameter's axis; -1 where the parameter is absent, or had a value of another kind
+    before the sweep was extended. Numbers outside of the present range have their place.
+    """
     if param.path not in trial.point:
         return -1.0
     value = trial.point[param.path]
     if param.values is not None:
         known = [plain_copy(each) for each in param.values]
         return float(known.index(value)) if value in known else -1.0
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return -1.0
     return math.log(value) if param.log and value > 0 else float(value)

@@ -111,7 +111,7 @@ class Ledger:
         """Note how a trial ended (a state of `ENDED`, or interrupted)."""
         self._append(
             {"event": "ended", "trial": trial.number, "state": state, "values": dict(values or {}), "reason": reason,
-             "step": trial.step, "total_steps": trial.total_steps, "model": trial.model}
+             "step": trial.step, "total_steps": trial.total_steps}
         )  # fmt: skip
 
     def crown(self, front: Sequence[int]) -> None:

@@ -1,8 +1,8 @@
 """May a sweep go on with this job? Its trials must be comparable; space, budgets, searcher and scheduler may change (a
 population's budgets only).
 
-Asked twice: of the job file (`require_same_job`), and of every trial's own job (`require_same_trials`), which other
-code may make another of, by other defaults, though the file and the point are the same.
+Asked twice: of the job file (`require_same_job`), and of the trials there are (`require_same_trials`): of every one's
+own job, which other code may make another of, by other defaults, though the file and the point are the same.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ def require_same_job(run: RunDir, job: JobSpec) -> None:
         problems.append(
             Problem("sweep.objectives", f"were {said[0]}, are {said[1]} now", "start a new sweep", "resume")
         )
+    _refuse(run, before, job, problems)
+
+
+def _refuse(run: RunDir, before: JobSpec, job: JobSpec, problems: list[Problem]) -> None:
     if problems:
         raise JobFileError(
             f"{run.run_id} cannot go on with another job: its trials could not be compared; nothing was changed",
@@ -131,7 +135,10 @@ def trial_digest(job: JobSpec) -> str:
 
 
 def require_same_trials(run: RunDir, data: Mapping[str, Any], ledger: Ledger) -> None:
-    """Refuse to go on when a trial's point makes another job now than when it was begun. Raises JobFileError."""
+    """Refuse to go on when a trial's point makes another job now than when it was begun, or finished trials have other
+    repeats than those to come. Raises JobFileError.
+    """
+    _require_same_repeats(run, data, ledger)
     changed = [trial.name for trial in ledger.trials.values() if trial.digests and _is_another(data, trial)]
     if not changed:
         return
@@ -142,6 +149,23 @@ def require_same_trials(run: RunDir, data: Mapping[str, Any], ledger: Ledger) ->
         hint=f"{run.trials / changed[0]}/job.json is the job it had; go on with the version of the code that made it, "
         "or start a new sweep",
     )
+
+
+def _require_same_repeats(run: RunDir, data: Mapping[str, Any], ledger: Ledger) -> None:
+    """Finished trials keep the values that their repeats were put together to."""
+    finished = sum(trial.state == "finished" for trial in ledger.trials.values())
+    before, job = (_job_before(run), find_problems(data)[0]) if finished else (None, None)
+    if before is None or job is None or before.sweep is None or job.sweep is None:
+        return
+    keys = ["repeats"] if job.sweep.repeats == 1 else ["repeats", "aggregate"]  # one value is its mean and its worst
+    have = "1 trial" if finished == 1 else f"{finished} trials"
+    problems = []
+    for key in keys:
+        was, now = getattr(before.sweep, key), getattr(job.sweep, key)
+        if was != now:
+            message = f"was {was!r} when the sweep began and {have} finished, is {now!r} now"
+            problems.append(Problem(f"sweep.{key}", message, f"set sweep.{key} back, or start a new sweep", "resume"))
+    _refuse(run, before, job, problems)
 
 
 def _is_another(data: Mapping[str, Any], trial: Trial) -> bool:

@@ -52,8 +52,8 @@ class Source:
 
     @property
     def size(self) -> int | None:
-        """Trials that there can be; None: no end to them."""
-        return self._space.size()
+        """Trials that there are to be; None: no end to them."""
+        return self._sweep.trials or self._space.size()  # to count a space with conditions takes seconds
 
     def needed(self) -> set[int]:
         """Return the ended trials whose checkpoints are still needed."""

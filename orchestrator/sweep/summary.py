@@ -172,8 +172,8 @@ def _trial_data(trial: Trial, summary: Summary) -> dict[str, Any]:
         "state": trial.state,
         "reason": trial.reason,
         "point": plain_copy(trial.point),
-        "values": {key: value for key, value in trial.values.items() if math.isfinite(value)},
-        "test": dict((summary.exported or {}).get(trial.number, {})),
+        "values": _finite(trial.values),
+        "test": _finite((summary.exported or {}).get(trial.number, {})),
         "front": trial.number in summary.front,
         "step": trial.step,
         "total_steps": trial.total_steps,
@@ -182,12 +182,17 @@ def _trial_data(trial: Trial, summary: Summary) -> dict[str, Any]:
         "workers": trial.workers,
         "origin": trial.origin,
         "settings": plain_copy(trial.settings),
-        "predicted": dict(trial.predicted),
+        "predicted": _finite(trial.predicted),
         "ranked_by": trial.ranked_by,
         "trained_by": {str(index): name for index, name in trial.trained_by.items()},
         "birth": birth_data(trial, summary.trials),
         "hash": trial.digest,
     }
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Leave out what JSON has no number for."""
+    return {key: value for key, value in values.items() if math.isfinite(value)}
 
 
 def as_csv(summary: Summary) -> str:

@@ -52,7 +52,6 @@ class Trial:
     stopped_step: int = 0
     curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     began: float = 0.0
-    model: dict[str, float] = field(default_factory=dict)
     birth: Birth | None = None
     fork: Fork | None = None
 
@@ -111,4 +110,3 @@ class Trial:
     def _end(self, record: Mapping[str, Any]) -> None:
         self.state, self.reason, self.values = record["state"], record["reason"], dict(record["values"])
         self.step, self.total_steps = int(record["step"]), int(record["total_steps"])
-        self.model = dict(record.get("model", {}))

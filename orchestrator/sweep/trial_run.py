@@ -69,7 +69,6 @@ class TrialRun:
     spool: SpoolWriter | None = None
     watchdog: Watchdog = field(default_factory=Watchdog)
     began: float = 0.0
-    stop_reason: str = ""
     durable_record: ClassVar[bool] = False
     """The ledger is what a resume goes by, so the record of a trial need not outlive a power cut."""
 
@@ -96,11 +95,16 @@ class TrialRun:
         self._write_job(job)
         if self.spool is None:
             self._track(sweep, job, resume=attempt > 1)
-        self.began, self.stop_reason, self.watchdog = time.monotonic(), "", Watchdog()
+        self.began, self.watchdog = time.monotonic(), Watchdog()
         birth, fork = self.trial.birth, self.trial.fork
-        until = self.last_step if birth is not None else None
+        # One that the scheduler has ended, before the driver was killed, goes to that evaluation and no step farther.
+        until = self.trial.stopped_step or (self.last_step if birth is not None else None)
         resume = attempt > 1 or fork is not None
         return Share(str(self.run.path), attempt=attempt, token=self.lease.token, resume=resume, until=until, fork=fork)
+
+    def is_cut(self, step: int) -> bool:
+        """Say whether the scheduler ended the training that has ended at this step."""
+        return bool(self.trial.stopped_at) and step >= self.trial.stopped_step
 
     @property
     def last_step(self) -> int:

@@ -214,6 +214,7 @@ class Trainer:
         step = self.progress.step
         self.ports.beat(step, "checkpoint")
         self.progress.train_s = time.perf_counter() - self.started_s
+        self.progress.step_s = self.clock.settled_s or self.progress.step_s
         blocked = self.saver.save(self.engine, self.progress, best=best)
         self.blocked_s += blocked
         self.saved_at = step
@@ -239,7 +240,7 @@ class Trainer:
             last_checkpoint=newest,
             skipped_steps=progress.skipped_steps,
             train_s=train_s,
-            step_s=self.clock.settled_s,
+            step_s=self.clock.settled_s or progress.step_s,  # a resumed training may have no step left to take
             checkpoint_blocked_s=self.blocked_s,
         )
 

@@ -14,7 +14,7 @@ from orchestrator.spec.job import MonitorSection
 class Progress:
     """Steps done, the best evaluation so far, and counters. The sample position follows from `step` alone.
 
-    `train_s`: seconds of training that led here, over all attempts.
+    `train_s`: seconds of training that led here, over all attempts; `step_s`: those of a step, in the newest attempt.
     """
 
     step: int = 0
@@ -26,6 +26,7 @@ class Progress:
     last_metrics: dict[str, float] = field(default_factory=dict)
     evaluations_without_gain: int = 0
     train_s: float = 0.0
+    step_s: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""

@@ -87,3 +87,13 @@ def test_a_price_without_a_limit_ends_nothing(tmp_path: Path) -> None:
     assert "never ends" in find_sweep_problems(endless)[0].message
     limited = tiny_sweep(tmp_path, {"space": space, "trials": None, "cost": {"worker_hour": 1.0, "limit": 3.0}})
     assert find_sweep_problems(limited) == []
+
+
+def test_a_ledger_of_a_version_that_wrote_numbers_of_the_model_beside_the_values_is_read(tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path / "ledger.jsonl")
+    ledger.close()
+    assert '"model"' not in ledger.path.read_text()
+    ledger.path.write_text(ledger.path.read_text().replace('"total_steps":', '"model":{"params":3.0},"total_steps":'))
+    again = Ledger(ledger.path)
+    again.close()
+    assert again.trials == ledger.trials

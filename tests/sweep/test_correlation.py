@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import pytest
@@ -92,3 +94,12 @@ def test_the_summary_says_it_in_every_form() -> None:
     assert page["rank_correlation"][0]["kendall"] == pytest.approx(1.0)
     assert page["trials"][1]["predicted"] == {"val/accuracy": 0.1}
     assert as_csv(summary).splitlines()[1].startswith("t000,finished,,control,0,10.0,0.0,0.0,")
+
+
+def test_the_summary_is_json_whatever_was_predicted_and_measured() -> None:
+    data = {"model": {"use": "cnn"}, "data": {"use": "digits"}, "train": {"epochs": 1}}
+    odd = trial(0, 0.1, 0.2, predicted={"val/accuracy": math.nan, "val/loss": 0.5, "model/flops": math.inf})
+    summary = Summary(load_spec(data), OBJECTIVES, {0: odd}, [0], 1.0, exported={0: {"test/loss": math.nan}})
+    page = json.loads(json.dumps(as_data(summary), allow_nan=False))
+    assert page["trials"][0]["predicted"] == {"val/loss": 0.5}
+    assert page["trials"][0]["test"] == {}

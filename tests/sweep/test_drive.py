@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.cluster.failure import Failure
+from orchestrator.cluster.pool import PoolEvent
+from orchestrator.cluster.trial_stage import COMPRESS
 from orchestrator.errors import JobFileError
 from orchestrator.runs import control
 from orchestrator.runs.paths import RunDir
@@ -169,6 +174,18 @@ def test_what_a_killed_driver_left_is_closed_when_the_next_one_cannot_start(tmp_
     assert read_record(RunDir(run.trials / "t001")).verdict == "interrupted: the sweep was interrupted"
 
 
+def test_a_diverged_trial_has_no_value_of_what_would_have_been_measured_after_it(tmp_path: Path) -> None:
+    later = {"time/latency_ms": "min", "compress/size_bytes": "min"}
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05]}, objectives={"val/loss": "min", **later})
+    run = folder_for(data)
+    loop = drive(run, data, FakePool(Trainer(measure=lambda lr, step, weight: math.nan)))
+    trial = loop.ledger.trials[0]
+    assert (trial.state, trial.reason) == ("diverged", "val/loss was not finite or not reported")
+    assert not later.keys() & trial.values.keys()
+    told = read_record(RunDir(run.trials / "t000")).metrics
+    assert not any(name in key for key in told for name in later)
+
+
 # ---- schedulers over resumes and retries
 
 ASHA = {"use": "asha", "grace": 1, "reduction": 2}
@@ -221,13 +238,8 @@ def end_and_resume(tmp_path: Path, how: str, scheduler: dict[str, Any], *, every
         else:
             drive(run, data, FakePool(Trainer(), on_event=stop_at(run, number)))
         again = drive(run, data, FakePool(Trainer()))
-        states = [trial.state for trial in again.ledger.trials.values()]
-        assert states == [trial.state for trial in whole.ledger.trials.values()], number
+        assert outcomes(again) == outcomes(whole), number
         assert heard == [[line[key] for key in ("trial", "number", "stop")] for line in lines_of(run, "evaluated")]
-        values = [each.values for each in again.ledger.trials.values()]
-        assert [each["val/loss"] for each in values] == [
-            each.values["val/loss"] for each in whole.ledger.trials.values()
-        ]
         check_closed(run, again.ledger.trials)
 
 
@@ -239,7 +251,45 @@ def test_a_trial_whose_end_was_decided_when_the_driver_was_killed_is_not_trained
     release_leases(run)
     trial = drive(run, data, FakePool(Trainer())).ledger.trials[1]
     assert (trial.state, trial.stopped_at, trial.evaluations) == ("stopped", 1, 1)
-    assert (trial.step, trial.values["val/loss"]) == (6, loss(0.2, 5))
+    assert (trial.step, trial.total_steps, trial.values["val/loss"]) == (5, 20, loss(0.2, 5))
+    assert trial.reason == "at step 5 of 20"
+
+
+def test_a_trial_ended_by_the_scheduler_without_a_checkpoint_is_trained_to_that_step_again(tmp_path: Path) -> None:
+    """Killed while the checkpoint of that step was written; and there is no second kind of end at it."""
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05, 0.2]}, scheduler=ASHA)
+    run = folder_for(data)
+    with pytest.raises(DriverKilledError):
+        drive(run, data, FakePool(Trainer(), on_event=kill_at(7)))
+    release_leases(run)
+    for path in (run.trials / "t001" / "checkpoints").glob("*/manifest.json"):
+        path.unlink()
+        path.parent.rename(path.parent.with_name(f"torn-{path.parent.name}"))
+    trial = drive(run, data, FakePool(Trainer())).ledger.trials[1]
+    assert (trial.state, trial.step, trial.evaluations) == ("stopped", 5, 1)
+    assert trial.values["val/loss"] == loss(0.2, 5)
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_sweep_stopped_while_such_a_trial_is_begun_again_takes_it_for_what_it_is(
+    tmp_path: Path, checkpoint: bool
+) -> None:
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05, 0.2]}, scheduler=ASHA)
+    run = folder_for(data)
+    with pytest.raises(DriverKilledError):
+        drive(run, data, FakePool(Trainer(), on_event=kill_at(7)))
+    release_leases(run)
+    if not checkpoint:
+        shutil.rmtree(run.trials / "t001" / "checkpoints")
+
+    class Stops(Trainer):
+        def __call__(self, share: Any) -> Any:
+            control.request_stop(run, "a test")
+            control.request_stop(RunDir(Path(share.folder)), "a test")
+            return super().__call__(share)
+
+    trial = drive(run, data, FakePool(Stops())).ledger.trials[1]
+    assert (trial.state, trial.step) == (("stopped", 5) if checkpoint else ("interrupted", 1))
 
 
 def test_another_scheduler_learns_from_the_scores_of_before(tmp_path: Path) -> None:
@@ -274,14 +324,17 @@ def test_a_retried_trial_counts_no_evaluation_twice(tmp_path: Path) -> None:
 
 
 class FlakyPool(FakePool):
-    """A cluster whose only node is away from one evaluation on, for `away` looks at it."""
+    """A cluster whose only node is away from event `at` on, for `away` looks at it."""
 
-    def __init__(self, trainer: Trainer, away: int) -> None:
+    def __init__(self, trainer: Trainer, away: int, at: int = 2) -> None:
         super().__init__(trainer, slots=1, on_event=self._tell)
-        self._away, self._left = away, 0
+        self._away, self._left, self._at = away, 0, at
+
+    def measure(self, trial: int, folder: str, need: Any, tasks: Any) -> None:
+        self._events.append(PoolEvent(trial, "measured", {"values": {"compress/size_bytes": 9.0}}))
 
     def _tell(self, told: int) -> None:
-        if told == 2:
+        if told == self._at:
             self._left, self.cpus = self._away, 0.0
 
     def can_start(self, need: Any, layout: Any = None) -> bool:
@@ -302,6 +355,21 @@ def test_a_trial_whose_node_is_gone_waits_for_it_to_come_back_but_not_for_ever(
     assert loop.ledger.trials[0].state == state
     assert len(notes) == 1
     assert notes[0].startswith("nodes are gone")
+
+
+@pytest.mark.parametrize(("wait_s", "state"), [(300.0, "finished"), (1e-9, "failed")])
+def test_so_does_one_that_waits_to_be_compressed(tmp_path: Path, wait_s: float, state: str) -> None:
+    data = compressed_sweep(tmp_path, {"compress/size_bytes": "min"})
+    data["cluster"]["wait_s"] = wait_s
+    run, notes = folder_for(data), list[str]()
+    pool = FlakyPool(Trainer(), away=5 if state == "finished" else 1000, at=5)
+    loop = drive(run, data, pool, on_told=lambda event: notes.append(event.text) if event.kind == "note" else None)
+    trial = loop.ledger.trials[0]
+    assert trial.state == state
+    said = "it was trained, but compressing it needs 1 process with 1 CPU; the cluster has 0 CPUs"
+    assert trial.reason == (said if state == "failed" else "")
+    assert len(notes) == 1
+    check_closed(run, loop.ledger.trials)
 
 
 def test_the_failures_that_are_forgiven_are_counted_anew_at_a_resume(tmp_path: Path) -> None:
@@ -344,6 +412,51 @@ def test_seconds_of_all_attempts_are_counted_also_those_of_a_killed_driver(tmp_p
     assert loop.ledger.trials[0].seconds == pytest.approx(sum(left))
 
 
+class StagePool(FakePool):
+    """Compresses in 50 s and times in 7 s of a clock of its own."""
+
+    def __init__(self, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(trainer)
+        self.now_s, self.asked = 1000.0, list[tuple[str, ...]]()
+        self.seen: Callable[[], None] = lambda: None
+        monkeypatch.setattr("orchestrator.sweep.trial_run.time.monotonic", lambda: self.now_s)
+
+    def measure(self, trial: int, folder: str, need: Any, tasks: Any) -> None:
+        self.asked.append(tasks)
+        values = {"compress/size_bytes": 9.0} if COMPRESS in tasks else {"compress/latency_ms": 2.0}
+        self._events.append(PoolEvent(trial, "measured", {"values": values}))
+
+    def poll(self, timeout_s: float) -> list[PoolEvent]:
+        if self._events and self._events[0].kind == "measured":
+            self.now_s += 50.0 if "compress/size_bytes" in self._events[0].data["values"] else 7.0
+            self.seen()
+        return super().poll(timeout_s)
+
+
+def compressed_sweep(folder: Path, objectives: dict[str, str], **sweep: Any) -> dict[str, Any]:
+    data = sweep_of(folder, space={"optim.lr": [0.05]}, objectives={"val/loss": "min", **objectives}, **sweep)
+    return {**data, "compress": {"steps": [{"use": "export"}]}}
+
+
+@pytest.mark.parametrize(("objective", "stages_s"), [("compress/size_bytes", [50.0]), ("compress/latency_ms", [50, 7])])
+def test_compressing_and_timing_a_trial_count_as_its_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, stages_s: list[float]
+) -> None:
+    data = compressed_sweep(tmp_path, {objective: "min"})
+    run, pool, trials, used_s = folder_for(data), StagePool(Trainer(), monkeypatch), list[Trial](), list[float]()
+    pool.seen = lambda: used_s.append(trials[0].worker_s_by(pool.now_s))
+
+    def told(event: Any) -> None:
+        if event.data.get("what") == "begun":
+            trials.append(event.data["trial"])
+
+    loop = drive(run, data, pool, on_told=told)
+    trial = loop.ledger.trials[0]
+    assert (trial.state, len(pool.asked)) == ("finished", len(stages_s)), trial.reason
+    assert trial.seconds == trial.worker_s == sum(stages_s)
+    assert used_s == [sum(stages_s[: index + 1]) for index in range(len(stages_s))], "budgets count it meanwhile"
+
+
 def test_a_trial_whose_job_is_another_by_now_is_refused_by_name(tmp_path: Path) -> None:
     space = {"model": [{"use": "mlp", "inputs": 2, "hidden": [8], "outputs": 2}], "optim.lr": [0.01, 0.05]}
     data = sweep_of(tmp_path, space=space)
@@ -356,6 +469,47 @@ def test_a_trial_whose_job_is_another_by_now_is_refused_by_name(tmp_path: Path) 
     with pytest.raises(JobFileError, match="the point of t001 makes another job now"):
         drive(run, data, FakePool(Trainer()))
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"aggregate": "worst"},
+            {"sweep.aggregate": "was 'mean' when the sweep began and 1 trial finished, is 'worst' now"},
+        ),
+        ({"repeats": 3}, {"sweep.repeats": "was 2 when the sweep began and 1 trial finished, is 3 now"}),
+        (
+            {"repeats": 1, "aggregate": "worst"},
+            {"sweep.repeats": "was 2 when the sweep began and 1 trial finished, is 1 now"},
+        ),
+        ({"repeats": 2, "time_s": 1000.0}, {}),
+    ],
+)
+def test_repeats_are_put_together_alike_once_a_trial_has_finished(
+    tmp_path: Path, change: dict[str, Any], said: dict[str, str]
+) -> None:
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05, 0.04]}, repeats=2)
+    run = folder_for(data)
+    drive(run, data, FakePool(Trainer(), on_event=stop_at(run, 17)))  # of t001 one is done
+    data["sweep"] |= change
+    before = (run.sweep / "ledger.jsonl").read_bytes()
+    if not said:
+        assert {trial.state for trial in drive(run, data, FakePool(Trainer())).ledger.trials.values()} == {"finished"}
+        return
+    with pytest.raises(JobFileError, match="its trials could not be compared") as caught:
+        drive(run, data, FakePool(Trainer()))
+    assert {each.path: each.message for each in caught.value.problems} == said
+    assert (run.sweep / "ledger.jsonl").read_bytes() == before
+
+
+def test_repeats_may_change_while_no_trial_has_finished(tmp_path: Path) -> None:
+    data = sweep_of(tmp_path, space={"optim.lr": [0.05]}, repeats=2)
+    run = folder_for(data)
+    drive(run, data, FakePool(Trainer(), on_event=stop_at(run, 2)))
+    data["sweep"] |= {"repeats": 3, "aggregate": "worst"}
+    trial = drive(run, data, FakePool(Trainer())).ledger.trials[0]
+    assert (trial.state, len(trial.repeats)) == ("finished", 3)
 
 
 def test_a_long_stretch_of_infeasible_points_does_not_keep_trials_waiting(tmp_path: Path) -> None:

@@ -49,3 +49,25 @@ def test_a_source_that_has_ended_asks_again_only_when_something_new_is_told(
     assert found.ended.startswith("5 points in a row")
     found.tell(first[0])
     assert (found.next(), len(asked)) == (None, 11)
+
+
+MLP = {"use": "mlp", "inputs": 64, "outputs": 10}
+
+
+def test_a_constraint_over_two_models_tells_only_what_the_chosen_one_has(tmp_path: Path) -> None:
+    constraint = "model.use == 'mlp' and model.hidden[0] <= 8 or model.use == 'cnn' and model.channels[0] <= 8"
+    space = {"model": [{**MLP, "hidden": [16]}, {"use": "cnn", "channels": [8]}]}
+    found = make_source(tmp_path, {"space": space, "search": {"use": "grid"}, "constraints": [constraint]})
+    given = found.next()
+    assert found._ledger.trials[0].reason == f"{constraint} does not hold (model.use = 'mlp', model.hidden.0 = 16)"
+    assert given is not None
+    assert given[0].point["model"]["use"] == "cnn"
+
+
+def test_a_space_is_not_counted_when_the_job_says_how_many_trials_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make_source(tmp_path, {"space": {"train.seed": [1, 2, 3]}, "search": {"use": "grid"}}).size == 3
+    found = make_source(tmp_path, {"space": {"train.seed": [1, 2, 3]}, "trials": 2})
+    monkeypatch.setattr("orchestrator.sweep.space.Space.size", lambda self: pytest.fail("counted"))
+    assert found.size == 2

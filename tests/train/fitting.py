@@ -103,6 +103,7 @@ def fit_once(
         "best_step": result.best_step,
         "best_metrics": dict(result.best_metrics),
         "train_s": result.train_s,
+        "step_s": result.step_s,
         "saved_s": read_manifest(Path(folder) / str(result.last_checkpoint)).meta.monitor["train_s"],
         "recorded": recorder.values,
         "others": recorder.others,

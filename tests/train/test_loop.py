@@ -51,6 +51,16 @@ def test_seconds_of_training_are_those_of_all_attempts(tmp_path: Path) -> None:
     assert 0 < first["saved_s"] < second["train_s"]
     third = run("one", tmp_path, resume=True, attempt=3)  # nothing is left to do
     assert second["saved_s"] <= third["train_s"]
+    assert third["step_s"] == second["step_s"] > 0
+
+
+def test_a_training_resumed_where_it_is_to_end_takes_no_step_and_gives_what_it_gave(tmp_path: Path) -> None:
+    first = run("one", tmp_path, stop_after=8)
+    second = run_ranks(fit_once, 1, with_layout("one"), str(tmp_path), True, None, 2, 8)[0]
+    assert (first["status"], second["status"]) == ("stopped", "finished")
+    for name in ("step", "best", "newest", "best_step", "best_metrics", "step_s"):
+        assert second[name] == first[name] is not None, name
+    assert "train/loss" not in second["recorded"]
 
 
 def test_a_run_resumed_under_another_layout_gives_the_same_curve(tmp_path: Path) -> None:
