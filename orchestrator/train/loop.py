@@ -93,13 +93,10 @@ class Trainer:
             self.saved_at = self.progress.step
         self.callbacks.start(self.moment, self.progress.step)
         self._start_profile()
-        self.started_s, status = time.perf_counter() - self.progress.train_s, "finished"
-        while self.progress.step < self.last_step:
+        self.started_s = time.perf_counter() - self.progress.train_s
+        status = self._status_at_start()
+        while status == "running":
             status = self.advance()
-            if status != "running":
-                break
-        else:
-            status = "finished"
         self.profiler.close()
         self.pipeline.close()
         if self.saved_at != self.progress.step:
@@ -118,6 +115,12 @@ class Trainer:
         run = self.ports.run if self.engine.rank.is_main else None
         self.profiler = StepProfiler(self.engine.rank.is_main, run, left)
         self.pipeline = PipelineProfiler(self.engine.model.pipeline, run, self.ports.recorder, left)
+
+    def _status_at_start(self) -> str:
+        """A resumed training may have been over before it was killed; then it takes no step more."""
+        if self.progress.step >= self.last_step:
+            return "finished"
+        return "early_stopped" if self.progress.should_stop_early(self.job.train.monitor) else "running"
 
     def advance(self) -> str:
         """Take one step; return running, stopped, early_stopped or finished."""

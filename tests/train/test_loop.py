@@ -63,6 +63,16 @@ def test_a_training_resumed_where_it_is_to_end_takes_no_step_and_gives_what_it_g
     assert "train/loss" not in second["recorded"]
 
 
+def test_a_training_out_of_patience_takes_no_step_more_when_it_was_killed_then(tmp_path: Path) -> None:
+    monitor = {"metric": "val/accuracy", "mode": "min", "patience": 2}
+    first = run("one", tmp_path, monitor=monitor, steps=400)
+    second = run("one", tmp_path, monitor=monitor, steps=400, resume=True, attempt=2)
+    for name in ("status", "step", "best", "newest", "best_step", "best_metrics"):
+        assert second[name] == first[name] is not None, name
+    assert first["status"] == "early_stopped"
+    assert "train/loss" not in second["recorded"]
+
+
 def test_a_run_resumed_under_another_layout_gives_the_same_curve(tmp_path: Path) -> None:
     plain = {"model": {"use": "mlp", "inputs": 64, "hidden": [16], "outputs": 10}}
     results = []
