@@ -12,7 +12,7 @@ from orchestrator.environment import tracking_environment
 from orchestrator.errors import TrackingError
 from orchestrator.runs.paths import RunDir
 from orchestrator.tracking.busy import progress_mark
-from orchestrator.tracking.cursor import count_remaining, is_closed, load_cursor
+from orchestrator.tracking.cursor import count_remaining, is_closed, load_cursor, remaining_of, tracked_below
 from orchestrator.tracking.request import TrackingRequest, TrackingState, read_request, read_state
 
 POLL_S = 0.05
@@ -20,12 +20,16 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class SyncCounts:
-    """What `sync` did: records shipped now, still waiting, refused by MLflow (ever), and the state."""
+    """What `sync` did, trials included: records shipped now, still waiting, refused by MLflow (ever); and the state.
+
+    `unsent` says of what could not be sent why, a line each; a final status that could not be set is no record.
+    """
 
     shipped: int
     remaining: int
     rejected: int
     state: TrackingState
+    unsent: tuple[str, ...] = ()
 
 
 class SenderHandle:
@@ -124,16 +128,33 @@ def sync(run: RunDir, timeout_s: float = 600.0) -> SyncCounts:
     request = read_request(run)
     if request is None:
         raise TrackingError(f"the run {run.run_id} has no tracking request", hint="it was never tracked")
-    before = load_cursor(run)
+    before, rejected = _totals(run)
     if is_closed(run) and not count_remaining(run):
-        return SyncCounts(0, 0, before.rejected, read_state(run))
+        return SyncCounts(0, 0, rejected, read_state(run))
     handle = start_sender(run, request, once=True)
     try:
         handle.process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         handle.stop()
-    cursor = load_cursor(run)
-    return SyncCounts(cursor.shipped - before.shipped, count_remaining(run), cursor.rejected, read_state(run))
+    shipped, rejected = _totals(run)
+    return SyncCounts(shipped - before, count_remaining(run), rejected, read_state(run), _unsent_below(run))
+
+
+def _totals(run: RunDir) -> tuple[int, int]:
+    """Return how many records were shipped and how many refused so far, those of trials and stages included."""
+    cursors = [load_cursor(each) for each in (run, *tracked_below(run))]
+    return sum(cursor.shipped for cursor in cursors), sum(cursor.rejected for cursor in cursors)
+
+
+def _unsent_below(run: RunDir) -> tuple[str, ...]:
+    """Return why trials and stages are not told whole, where the sender said so."""
+    lines = []
+    for each in tracked_below(run):
+        state, left = read_state(each), remaining_of(each)
+        if state.error and (left or not load_cursor(each).closed):
+            name = str(each.path.relative_to(run.path)).removeprefix("trials/")
+            lines.append(f"{name}: {state.error} ({left} records and its status wait); {state.hint}")
+    return tuple(lines)
 
 
 def _tail(run: RunDir) -> str:

@@ -128,7 +128,11 @@ class Shipper:
         """Set the terminal status with the true end time (ms since 1970)."""
         if status not in ("FINISHED", "FAILED", "KILLED"):
             raise RecordError(f"status '{status}' is none of FINISHED, FAILED, KILLED")
-        self.client.set_terminated(self.run_id, status=status, end_time=time_ms or time.time_ns() // 1_000_000)
+        try:
+            self.client.set_terminated(self.run_id, status=status, end_time=time_ms or time.time_ns() // 1_000_000)
+        except Exception as error:  # mlflow's edge, as above
+            self._raise_if_outage(error)
+            raise
 
     def _send_each(self, entities: list[Any], what: str) -> None:
         try:
