@@ -5,20 +5,17 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import RunRecord, now_iso, write_record
-from orchestrator.tracking import handle as handle_module
 from orchestrator.tracking import store
 from orchestrator.tracking.children import Children
 from orchestrator.tracking.cursor import count_remaining
 from orchestrator.tracking.handle import sync
 from orchestrator.tracking.pump import Pump
-from orchestrator.tracking.request import TrackingRequest, read_state, write_request, write_state
-from orchestrator.tracking.sender import Sender
+from orchestrator.tracking.request import read_state, write_request, write_state
 from tests.tracking.conftest import end_run, history, write_steps
 
 PumpBuilder = Callable[..., Pump]
@@ -112,14 +109,7 @@ def test_a_server_that_is_away_is_no_deletion(
         sender.round()
 
 
-def test_a_sync_says_which_trial_was_not_told_and_why(
-    run: RunDir, pump: PumpBuilder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def start_here(run: RunDir, request: TrackingRequest, *, once: bool) -> SimpleNamespace:
-        code = Sender(run, request, once=once, launch="").work()
-        return SimpleNamespace(process=SimpleNamespace(wait=lambda timeout_s: code, returncode=code))
-
-    monkeypatch.setattr(handle_module, "start_sender", start_here)
+def test_a_sync_says_which_trial_was_not_told_and_why(run: RunDir, pump: PumpBuilder, sync_here: None) -> None:
     trial = add_trial(run, "t000", 3, ended=False)
     sweep = pump()
     client = sweep.shipper.client
