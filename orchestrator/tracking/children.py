@@ -104,6 +104,8 @@ class Children:
         self._pumps.pop(name, None)
         message = error.message if isinstance(error, OrchestratorError) else str(error)
         hint = f"`mlflow runs restore --run-id {read_state(run).run_id}`, then `orchestrator runs sync`"
+        if isinstance(error, RunGoneError) and error.is_purged:
+            hint = "`orchestrator runs sync` sends what is left to a new one"
         write_state(run, read_state(run), state="failed", error=message, hint=hint)
         if name not in self._gone:
             _log.warning("%s: %s, so nothing more of it is sent (the others are): %s", name, message, hint)

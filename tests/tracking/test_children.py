@@ -96,6 +96,22 @@ def test_a_trial_deleted_while_it_is_shipped_waits_for_its_restoration_and_no_ot
     assert read_state(first).error == ""
 
 
+def test_a_trial_purged_while_it_is_shipped_goes_on_in_a_new_run(run: RunDir, children: Callable[[], Children]) -> None:
+    trial = add_trial(run, "t000", 3, ended=False)
+    sender = children()
+    drain(sender)
+    end_run(trial)
+    client, old = sender._client, read_state(trial).run_id
+    client.delete_run(old)
+    client._tracking_client.store._hard_delete_run(old)  # as `mlflow gc` does
+    drain(sender)
+    assert "runs sync" in read_state(trial).hint
+    assert "restore" not in read_state(trial).hint
+    drain(children())
+    assert read_state(trial).run_id != old
+    assert client.get_run(read_state(trial).run_id).info.status == "FINISHED"
+
+
 def test_a_server_that_is_away_is_no_deletion(
     run: RunDir, children: Callable[[], Children], monkeypatch: pytest.MonkeyPatch
 ) -> None:
