@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_PARENT = "ORCHESTRATOR_PARENT"
+
 
 def no_color() -> bool:
     """Say whether the user asked for plain text (https://no-color.org: set and not empty, or a dumb terminal)."""
@@ -119,5 +121,16 @@ def cache_folder() -> Path:
 
 def rank_environment() -> dict[str, str]:
     """Return the environment of a supervised rank process: this one's, without what belongs to other launchers."""
-    foreign = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    foreign = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _PARENT)
     return {name: value for name, value in os.environ.items() if name not in foreign}
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a process that ends with this one (`runs.parent`): it is told whose child it is."""
+    return rank_environment() | {_PARENT: str(os.getpid())}
+
+
+def take_parent() -> int | None:
+    """Return the process that started this one, when it said so, once: children of this one are not to find it."""
+    value = os.environ.pop(_PARENT, "")
+    return int(value) if value.isdigit() else None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 LOGGER_NAME = "orchestrator"
 _CREDENTIALS = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s]+@")
@@ -43,8 +45,20 @@ def redact(text: str) -> str:
 
 def redact_value(key: str, value: object) -> str:
     """Return `value` as text to show: masked when its key reads like a secret (`s3.secret_key`), else redacted."""
-    last = key.replace("/", ".").rsplit(".", 1)[-1].lower()
-    secret = any(word in _SECRET_WORDS for word in re.split(r"[_\-]", last))
-    if secret and value not in (None, "") and not isinstance(value, bool | int | float):
+    if _is_secret(key) and value not in (None, "") and not isinstance(value, bool | int | float):
         return "***"
     return redact(str(value))
+
+
+def redact_data(data: Any, key: str = "") -> Any:
+    """Return nested plain data with every value masked as `redact_value` does; below a secret key all texts are."""
+    if isinstance(data, Mapping):
+        return {name: redact_data(value, key if _is_secret(key) else str(name)) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [redact_data(value, key) for value in data]
+    return redact_value(key, data) if isinstance(data, str) else data
+
+
+def _is_secret(key: str) -> bool:
+    last = key.replace("/", ".").rsplit(".", 1)[-1].lower()
+    return any(word in _SECRET_WORDS for word in re.split(r"[_\-]", last))

@@ -106,10 +106,12 @@ def _sync(out: Out, storage: Path, run_id: str | None) -> int:
                 raise
             lines.append(f"{run.run_id}: {error.message}")
             continue
-        done[run.run_id] = {"shipped": counts.shipped, "remaining": counts.remaining, "rejected": counts.rejected}
+        found = {"shipped": counts.shipped, "remaining": counts.remaining, "rejected": counts.rejected}
+        done[run.run_id] = found | {"unsent": list(counts.unsent)}
         lines.append(f"{run.run_id}: {counts.shipped} shipped, {counts.remaining} remain")
+        lines += [f"{run.run_id}: {line}" for line in counts.unsent]
     out.result({"runs": done}, lines or ["nothing to ship"])
-    return 1 if any(counts["remaining"] for counts in done.values()) else 0
+    return 1 if any(counts["remaining"] or counts["unsent"] for counts in done.values()) else 0
 
 
 def table(rows: list[list[str]]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.cluster.events import Event
 from orchestrator.cluster.result import RunResult
 from orchestrator.cluster.tracked import as_record
-from orchestrator.environment import rank_environment
+from orchestrator.environment import child_environment
 from orchestrator.plan.plan import Plan
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import now_iso, read_record, update_record
@@ -64,7 +64,7 @@ def run_stage(run: RunDir, module: str, outcome: Path, meanwhile: Callable[[], N
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=rank_environment(),
+            env=child_environment(),
         )
     try:
         meanwhile()

@@ -8,7 +8,7 @@ import sys
 
 from orchestrator.cluster.attempt import Ended, Order
 from orchestrator.cluster.failure import OOM_ADVICE, Failure, kernel_oom_kills
-from orchestrator.environment import rank_environment
+from orchestrator.environment import child_environment
 
 
 class LocalAttempt:
@@ -32,7 +32,7 @@ class LocalAttempt:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=rank_environment(),
+                env=child_environment(),
             )
 
     def poll(self) -> Ended | None:

@@ -8,12 +8,13 @@ since nobody ever holds a part of a gang while waiting for the rest, sizes may b
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.cluster.failure import OOM_ADVICE, Failure, kernel_oom_kills, root_cause
+from orchestrator.cluster.failure import OOM_ADVICE, Failure, failure_of, kernel_oom_kills, root_cause
 from orchestrator.cluster.gangs import Gang, end_gang, form_gang
 from orchestrator.cluster.nodes import Node, Seat, as_node, find_seats, gangs_that_fit, less, suits
 from orchestrator.cluster.session import RaySession
@@ -30,6 +31,8 @@ WORDS_S = 5.0
 """How long the other ranks of a gang are waited for when one has failed: theirs may be the cause."""
 
 _LOOK_S = 1.0
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_DIED = {"ActorDiedError", "WorkerCrashedError"}  # what Ray says of these is long and no more than that
 _SPENT = {"oom", "infra", "hang", "storage", "placement"}  # failures after which a process is not trusted again
 
 
@@ -264,18 +267,34 @@ class Pool:
         return Failure("placement", "NoRoom", text, hint="raise cluster.wait_s, or wait for other jobs")
 
     def _how_it_died(self, gang: Gang, rank: int, error: Exception) -> Failure:
-        said = Failure("infra", "WorkerDied", "a worker process ended without a word (killed, or crashed)")
-        if (
-            kernel_oom_kills() > gang.oom_kills
-            or "OutOfMemory" in type(error).__name__
-            or "memory monitor" in str(error).lower()
-        ):
+        """Say what Ray knows. An exception that a living process raised counts as one that a rank has told of."""
+        name, cause = type(error).__name__, getattr(error, "cause", None)
+        told = isinstance(error, self._ray.exceptions.RayTaskError) and not isinstance(
+            cause, self._ray.exceptions.RayError
+        )
+        if kernel_oom_kills() > gang.oom_kills:
             said = Failure("oom", "Killed", "killed because memory ran out", OOM_ADVICE)
+        elif told and isinstance(cause, BaseException):
+            said = replace(
+                failure_of(cause, rank=rank, step=-1), traceback=_COLOUR.sub("", str(error))
+            )  # the cause has lost its own
+        elif "OutOfMemory" in name or "memory monitor" in str(error).lower():
+            said = Failure("oom", "Killed", "killed because memory ran out", OOM_ADVICE)
+        elif name in _DIED and not getattr(error, "actor_init_failed", False):
+            said = Failure("infra", "WorkerDied", "a worker process ended without a word (killed, or crashed)")
+        else:
+            said = Failure("infra", name, _ends_of(str(error)))
         return replace(said, rank=rank, at_s=time.time())
 
     def _disband(self, gang: Gang) -> None:
         self._gangs.remove(gang)
         end_gang(self._ray, gang)
+
+
+def _ends_of(text: str) -> str:
+    """Return the first and the last line of what Ray says: what happened, and below a traceback why."""
+    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()] or ["no message"]
+    return lines[0][:300] if len(lines) == 1 else f"{lines[0][:300]} ... {lines[-1][:300]}"
 
 
 def _cause(failures: Sequence[Failure]) -> Failure:

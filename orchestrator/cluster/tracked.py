@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.cluster import facts
 from orchestrator.plan.plan import Plan
 from orchestrator.runs.paths import RunDir
-from orchestrator.runs.record import read_record
+from orchestrator.runs.record import read_record, write_private
 from orchestrator.runs.spool import SpoolWriter
 from orchestrator.spec.job import JobSpec
 from orchestrator.tracking.handle import start_sender
@@ -34,13 +34,12 @@ class Tracked:
 
     def describe(self) -> None:
         """Record what the run is."""
-        from orchestrator.spec.resolve import resolved_text
+        from orchestrator.spec.resolve import masked_text, resolved_text
 
-        text = resolved_text(self._spec)
-        self._run.resolved_yaml.write_text(text, encoding="utf-8")
+        write_private(self._run.resolved_yaml, resolved_text(self._spec))
         self._spool.record("params", values=facts.params(self._spec, self._plan))
         self._spool.record("tags", values=facts.tags(self._spec, self._plan, self._run.run_id, self._command))
-        self._spool.record("text", text=text, artifact_file="config/resolved.yaml")
+        self._spool.record("text", text=masked_text(self._spec), artifact_file="config/resolved.yaml")
 
     def keep_map(self, folder: Path) -> None:
         """Hand the folder of the rank map to the store as `layout/`."""

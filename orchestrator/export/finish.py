@@ -22,6 +22,7 @@ from orchestrator.export.score import Score, final_split, held_out_inputs, score
 from orchestrator.export.source import TrainedWeights, load_weights, read_job, read_result
 from orchestrator.export.verify import Verification
 from orchestrator.log import setup_file_logging
+from orchestrator.runs.parent import die_with_parent
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.base import Use
 from orchestrator.spec.digest import job_digest
@@ -160,6 +161,7 @@ def _with_program(uses: Sequence[Use]) -> tuple[Use, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the stage for the run folder given; the outcome is in finish.json. Return the exit code."""
+    die_with_parent()
     folder = (arguments or sys.argv[1:])[0]
     run = RunDir(Path(folder).resolve())
     setup_file_logging(run.logs / "finish.log")

@@ -7,12 +7,12 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from orchestrator.errors import NotAbleError
 from orchestrator.runs.paths import RunDir
@@ -108,14 +108,23 @@ def update_record(run: RunDir, **changes: Any) -> RunRecord:
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Write a JSON file so that a reader sees the old or the new content, also after a power cut.
+    """Write a JSON file (mode 0600) so that a reader sees the old or the new content, also after a power cut.
 
     Not `durable`: never a part of it, but after a power cut perhaps neither (what can be made again).
     """
+    _replace(path, lambda file: json.dump(content, file, indent=1, allow_nan=True), durable=durable)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a text that may hold credentials (mode 0600) so that a reader sees the old or the new one; not durable."""
+    _replace(path, lambda file: file.write(text), durable=False)
+
+
+def _replace(path: Path, fill: Callable[[TextIO], object], *, durable: bool) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, allow_nan=True)
+            fill(file)
             file.flush()
             if durable:
                 os.fsync(file.fileno())

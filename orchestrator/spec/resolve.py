@@ -1,4 +1,7 @@
-"""A job with every default written out, those of plug-ins too: what `check --resolved` prints and a run keeps."""
+"""A job with every default written out, those of plug-ins too: what `check --resolved` prints and a run keeps.
+
+MLflow is sent the same with its secrets masked.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from orchestrator import plugins
+from orchestrator.log import redact_data
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.problems import find_parts
 from orchestrator.spec.yaml_write import write
@@ -30,6 +34,11 @@ def resolved_data(spec: JobSpec) -> dict[str, Any]:
 def resolved_text(spec: JobSpec) -> str:
     """Return the whole job as YAML that the strict reader gives back unchanged."""
     return write(resolved_data(spec))
+
+
+def masked_text(spec: JobSpec) -> str:
+    """Return the whole job as YAML to show, its secrets masked as those of its parameters are."""
+    return write(redact_data(resolved_data(spec)))
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,6 @@ from orchestrator.runs.lease import Lease, acquire
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import now_iso, process_started, read_record, update_record, write_json
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.resolve import resolved_text
 from orchestrator.spec.sweep import SweepSection
 from orchestrator.sweep.check import build_space
 from orchestrator.sweep.drive import SweepLoop
@@ -131,9 +130,7 @@ class _Driver:
         self.session.start()
         space = build_space(self.job)
         tracking = self.report.tracking = SweepTracking(self.run, self.job, resume=self.resume)
-        text = resolved_text(self.job)
-        self.run.resolved_yaml.write_text(text, encoding="utf-8")
-        tracking.describe(space, text, self.command)
+        tracking.describe(space, self.command)
         self.pool = Pool(self.session, self.job.cluster.wait_s + self.job.cluster.start_timeout_s)
         limits = self._limits(self.pool)
         needs = sample_needs(self.data, space, limits)

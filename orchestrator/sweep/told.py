@@ -10,9 +10,10 @@ from typing import Any
 from orchestrator.cluster import facts
 from orchestrator.log import redact_value
 from orchestrator.runs.paths import RunDir
-from orchestrator.runs.record import read_record
+from orchestrator.runs.record import read_record, write_private
 from orchestrator.runs.spool import SpoolWriter
 from orchestrator.spec.job import JobSpec
+from orchestrator.spec.resolve import masked_text, resolved_text
 from orchestrator.sweep.point import short_value
 from orchestrator.sweep.space import Param, Space
 from orchestrator.tracking.handle import start_sender
@@ -48,12 +49,13 @@ class SweepTracking:
         """Wait until the store is known to work. Raises TrackingError when a first start cannot reach it."""
         return self._ready.result()
 
-    def describe(self, space: Space, resolved: str, command: str) -> None:
+    def describe(self, space: Space, command: str) -> None:
         """Record what is searched, how, and with which code."""
+        write_private(self._run.resolved_yaml, resolved_text(self._job))
         self._spool.record("params", values=sweep_params(self._job, space))
         tags = facts.common_tags(self._job, self._run.run_id, command) | {"orchestrator.kind": "sweep"}
         self._spool.record("tags", values=tags)
-        self._spool.record("text", text=resolved, artifact_file="config/resolved.yaml")
+        self._spool.record("text", text=masked_text(self._job), artifact_file="config/resolved.yaml")
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers of the sweep, at the number of trials that have ended."""

@@ -28,6 +28,7 @@ from orchestrator.runs.record import (
     read_record,
     update_record,
     write_json,
+    write_private,
     write_record,
 )
 from orchestrator.runs.spool import SpoolWriter
@@ -130,7 +131,7 @@ class TrialRun:
         alone = job.model_copy(update={"sweep": None})
         write_json(self.run.job, resolved_job(alone, self.feasible.plan).model_dump(mode="json"), durable=False)
         said = f"# {self.title}\n{lineage_comment(self.trial)}# orchestrator run {self.run.path}/job.yaml\n"
-        (self.run.path / "job.yaml").write_text(said + write(_without_defaults(alone)), encoding="utf-8")
+        write_private(self.run.path / "job.yaml", said + write(_without_defaults(alone)))
 
     def _track(self, sweep: RunDir, job: JobSpec, *, resume: bool) -> None:
         varies = varied(self.trial)

@@ -1,7 +1,7 @@
 """`Children`: trials of a sweep and stages of a trial, shipped by the sweep's own sender as child runs. Sender only.
 
 Hundreds of trials share one process and one client. A trial whose final status is sent is looked at again only when its
-spool grows: what is exported at the end comes after.
+spool grows: what is exported at the end comes after. One whose MLflow run was deleted keeps none of the others waiting.
 """
 
 from __future__ import annotations
@@ -9,18 +9,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from orchestrator.errors import OrchestratorError
+from orchestrator.log import get_logger
 from orchestrator.runs.paths import RunDir
 from orchestrator.tracking import store
 from orchestrator.tracking.cursor import Cursor, load_cursor, spool_files
 from orchestrator.tracking.ending import ending_of_dead_run
 from orchestrator.tracking.pump import Pump, send_request
 from orchestrator.tracking.request import TrackingRequest, read_request, read_state, request_path, url_of, write_state
-from orchestrator.tracking.ship import Shipper
+from orchestrator.tracking.ship import RunGoneError, Shipper
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARENT_TAG = "mlflow.parentRunId"
+_log = get_logger("tracking")
 
 
 class Children:
@@ -34,6 +37,7 @@ class Children:
         self._done_bytes: dict[str, int] = {}
         self._below: dict[str, Children] = {}
         self._asked: dict[str, int] = {}
+        self._gone: dict[str, tuple[int, int]] = {}
 
     def round(self) -> int:
         """Ship one portion of every child, and of the children's own; return the number of records dealt with."""
@@ -59,6 +63,19 @@ class Children:
         if self._done_bytes.get(name) == size:
             return 0
         asked = request_path(run).stat().st_mtime_ns
+        if self._gone.get(name) == (asked, size):
+            return 0
+        try:
+            moved = self._ship_open(run, asked, size)
+        except (store.DeletedRunError, RunGoneError) as error:
+            self._note_gone(run, error)
+            self._gone[name] = asked, size
+            return 0
+        self._gone.pop(name, None)
+        return moved
+
+    def _ship_open(self, run: RunDir, asked: int, size: int) -> int:
+        name = run.run_id
         if self._asked.get(name) != asked:  # the winner is given the name of its model, maybe while it is shipped
             self._pumps.pop(name, None)
             self._asked[name] = asked
@@ -80,6 +97,18 @@ class Children:
             del self._pumps[name]
             self._done_bytes[name] = size
         return 0
+
+    def _note_gone(self, run: RunDir, error: Exception) -> None:
+        """Say once that a child has nowhere to go; it is tried again when there is more to tell, or by a new sender."""
+        name = run.run_id
+        self._pumps.pop(name, None)
+        message = error.message if isinstance(error, OrchestratorError) else str(error)
+        hint = f"`mlflow runs restore --run-id {read_state(run).run_id}`, then `orchestrator runs sync`"
+        if isinstance(error, RunGoneError) and error.is_purged:
+            hint = "`orchestrator runs sync` sends what is left to a new one"
+        write_state(run, read_state(run), state="failed", error=message, hint=hint)
+        if name not in self._gone:
+            _log.warning("%s: %s, so nothing more of it is sent (the others are): %s", name, message, hint)
 
     def _end_dead(self, run: RunDir, pump: Pump) -> None:
         """Give a trial whose driver is gone its true status."""

@@ -66,17 +66,29 @@ def _attempt(stem: str) -> int:
     return int(number) if number.isdigit() else 0
 
 
+def tracked_below(run: RunDir) -> list[RunDir]:
+    """Return the trials of a sweep and the stages of a trial that have a run of their own in MLflow, at any depth."""
+    found: list[RunDir] = []
+    for folder in (run.trials, run.stages):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if (path / "tracking.json").is_file():
+                found += [RunDir(path), *tracked_below(RunDir(path))]
+    return found
+
+
 def is_closed(run: RunDir) -> bool:
-    """Say whether MLflow has the final status of the run, and of every trial of it when it is a sweep."""
-    trials = [RunDir(path) for path in run.trials.iterdir()] if run.trials.is_dir() else []
-    tracked = [run, *(trial for trial in trials if (trial.path / "tracking.json").is_file())]
-    return all(load_cursor(each).closed for each in tracked)
+    """Say whether MLflow has the final status of the run, and of every run below it when it is a sweep."""
+    return all(load_cursor(each).closed for each in (run, *tracked_below(run)))
 
 
 def count_remaining(run: RunDir) -> int:
-    """Return the number of complete records that have not been shipped, those of a sweep's trials included."""
-    cursor = load_cursor(run)
-    total = sum(count_remaining(RunDir(path)) for path in run.trials.iterdir()) if run.trials.is_dir() else 0
+    """Return the number of complete records that have not been shipped, those of the runs below it included."""
+    return sum(remaining_of(each) for each in (run, *tracked_below(run)))
+
+
+def remaining_of(run: RunDir) -> int:
+    """Return the number of complete records of this run alone that have not been shipped."""
+    cursor, total = load_cursor(run), 0
     for path in spool_files(run):
         offset = cursor.offsets.get(path.stem, 0)
         while True:

@@ -1,7 +1,7 @@
 """The sender: the one process of a run that talks to MLflow. Started by `tracking.handle`; ships the spool to its end.
 
-`python -m orchestrator.tracking.sender RUN_DIR [--once] [--launch ID]`. Killed at any moment and started again, it
-loses and doubles nothing. Environment comes from `environment.tracking_environment`.
+`python -m orchestrator.tracking.sender RUN_DIR [--once] [--launch ID] [--parent PID]`. Killed at any moment and started
+again, it loses and doubles nothing. Environment comes from `environment.tracking_environment`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from orchestrator.tracking.ending import ending_of_dead_run
 from orchestrator.tracking.figures import draw_run
 from orchestrator.tracking.pump import Pump, send_request
 from orchestrator.tracking.request import TrackingRequest, read_request, read_state, url_of, write_state
-from orchestrator.tracking.ship import Shipper
+from orchestrator.tracking.ship import RunGoneError, Shipper
 from orchestrator.tracking.sweep_figures import draw_sweep
 
 ROUND_S = 2.0
@@ -45,13 +45,14 @@ _log = get_logger("tracking")
 class Sender:
     """State of one sender process: connect, ship, end."""
 
-    def __init__(self, run: RunDir, request: TrackingRequest, *, once: bool, launch: str) -> None:
+    def __init__(self, run: RunDir, request: TrackingRequest, *, once: bool, launch: str, parent: int = 0) -> None:
         self.run = run
         self.request = request
         self.once = once
         self.launch = launch
         self.stop = threading.Event()
-        self._parent = os.getppid()
+        # Told, not looked up: a driver that died while this process was starting or waiting for its place is no parent.
+        self._parent = parent or os.getppid()
         self._quiet_since = time.monotonic()
         self._failing_since: float | None = None
         self._pump: Pump | None = None
@@ -79,7 +80,9 @@ class Sender:
                 self._note_failure(error, first=first and self._pump is None)
                 if first and self._pump is None and self._give_up_first(error):
                     return self._fail(error)
-                if self._must_leave(reachable=False):
+                if self._must_leave(reachable=False) or (self.once and _is_deletion(error)):
+                    if self.once:
+                        self._announce_offline(error)
                     return 1
                 self.stop.wait(backoff_s)
                 backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
@@ -173,12 +176,13 @@ class Sender:
         if self._pump is not None:
             self._pump.is_failing = True
         if not first and self._pump is None:
-            self._announce_offline(redact(str(error)).strip().splitlines()[0] if str(error) else type(error).__name__)
+            self._announce_offline(error)
 
-    def _announce_offline(self, text: str) -> None:
-        state = read_state(self.run)
+    def _announce_offline(self, error: Exception) -> None:
+        state, text = read_state(self.run), _first_line(error)
+        hint = error.hint if isinstance(error, TrackingError) else ""
         if (state.state, state.error) != ("offline", text):
-            write_state(self.run, state, state="offline", error=text)
+            write_state(self.run, state, state="offline", error=text, hint=hint)
 
     def _give_up_first(self, error: Exception) -> bool:
         hopeless = isinstance(error, TrackingError) or store.is_rejection(error)
@@ -186,7 +190,7 @@ class Sender:
 
     def _fail(self, error: Exception) -> int:
         uri = redact(self.request.uri)
-        text = redact(str(error)).strip().splitlines()[0] if str(error) else type(error).__name__
+        text = _first_line(error)
         hint = "start the server, or mend `track.uri`, or set `track.offline: true` to train now and ship later"
         if isinstance(error, TrackingError):
             message, hint = redact(error.message), error.hint or hint
@@ -208,12 +212,23 @@ class Sender:
         return now - self._quiet_since > IDLE_S if reachable else failing_s > ORPHAN_S
 
 
+def _first_line(error: Exception) -> str:
+    text = redact(str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _is_deletion(error: Exception) -> bool:
+    """Say whether the run itself was deleted in MLflow: somebody must restore it, and `sync` says so at once."""
+    return isinstance(error, store.DeletedRunError | RunGoneError)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry of the process."""
     parser = argparse.ArgumentParser(prog="orchestrator.tracking.sender")
     parser.add_argument("run", type=Path)
     parser.add_argument("--once", action="store_true", help="ship what is there, then leave")
     parser.add_argument("--launch", default="", help="name of this start, repeated in the state file")
+    parser.add_argument("--parent", type=int, default=0, help="the process whose end is waited for (0: who started it)")
     options = parser.parse_args(arguments)
     run = RunDir(options.run.resolve())
     setup_file_logging(run.logs / "sender.log")
@@ -224,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.spool.mkdir(parents=True, exist_ok=True)
     with open(run.spool / "sender.lock", "a", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        sender = Sender(run, request, once=options.once, launch=options.launch)
+        sender = Sender(run, request, once=options.once, launch=options.launch, parent=options.parent)
         _obey_sigterm(sender)
         try:
             return sender.work()

@@ -26,7 +26,11 @@ class RecordError(Exception):
 
 
 class RunGoneError(Exception):
-    """The MLflow run was deleted while we write to it; nothing is set aside, it may be restored."""
+    """The MLflow run was deleted while we write to it; nothing is set aside, it may be restored, unless `is_purged`."""
+
+    def __init__(self, message: str, *, is_purged: bool = False) -> None:
+        super().__init__(message)
+        self.is_purged = is_purged
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,11 @@ class Shipper:
         """Set the terminal status with the true end time (ms since 1970)."""
         if status not in ("FINISHED", "FAILED", "KILLED"):
             raise RecordError(f"status '{status}' is none of FINISHED, FAILED, KILLED")
-        self.client.set_terminated(self.run_id, status=status, end_time=time_ms or time.time_ns() // 1_000_000)
+        try:
+            self.client.set_terminated(self.run_id, status=status, end_time=time_ms or time.time_ns() // 1_000_000)
+        except Exception as error:  # mlflow's edge, as above
+            self._raise_if_outage(error)
+            raise
 
     def _send_each(self, entities: list[Any], what: str) -> None:
         try:
@@ -198,7 +206,8 @@ class Shipper:
             stage = self.client.get_run(self.run_id).info.lifecycle_stage
         except Exception as probe:  # mlflow's edge: the probe decides whose fault it is
             if is_rejection(probe):
-                raise RunGoneError(f"the MLflow run {self.run_id} does not exist any more") from error
+                message = f"the MLflow run {self.run_id} does not exist any more"
+                raise RunGoneError(message, is_purged=True) from error
             raise
         if stage != "active":
             raise RunGoneError(f"the MLflow run {self.run_id} was deleted; restore it and shipping goes on") from error

@@ -31,6 +31,14 @@ _RETRY_CODES |= {"ENDPOINT_NOT_FOUND", "RESOURCE_EXHAUSTED", "ABORTED", "RESOURC
 _log = get_logger("tracking")
 
 
+class DeletedRunError(TrackingError):
+    """The MLflow run that is to be written to was deleted, and may be restored."""
+
+    def __init__(self, run_id: str) -> None:
+        hint = f"restore it (`mlflow runs restore --run-id {run_id}`), or start a new run"
+        super().__init__(f"the MLflow run {run_id} was deleted", hint=hint)
+
+
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path` (created when absent) among the processes of this machine."""
@@ -166,7 +174,10 @@ def ensure_experiment(client: MlflowClient, request: TrackingRequest, storage: P
 def ensure_run(
     client: MlflowClient, request: TrackingRequest, experiment_id: str, run_id: str, *, reopen: bool = True
 ) -> str:
-    """Return the id of the MLflow run: the known one, one found by its key, or a new one; `reopen` makes it RUNNING."""
+    """Return the id of the MLflow run: the known one, one found by its key, or a new one; `reopen` makes it RUNNING.
+
+    Raises DeletedRunError when the known one was deleted.
+    """
     found = run_id if run_id and _exists(client, run_id) else _find_by_key(client, request.key, experiment_id)
     if found and not reopen:
         return found
@@ -191,7 +202,7 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
         _log.warning("the MLflow run %s is gone; a new one is created", run_id)
         return False
     if found.info.lifecycle_stage != "active":
-        raise TrackingError(f"the MLflow run {run_id} was deleted", hint="restore it in MLflow, or start a new run")
+        raise DeletedRunError(run_id)
     return True
 
 

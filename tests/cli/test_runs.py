@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from orchestrator.runs.catalog import create_run
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import read_record, update_record
 from orchestrator.runs.spool import SpoolWriter
+from orchestrator.tracking import handle
 from orchestrator.tracking.request import read_state, write_request
 from tests.cli.conftest import Made
 
@@ -123,6 +126,21 @@ def test_a_server_that_is_down_leaves_all_for_later(tmp_path: Path) -> None:
     done = runs("sync", "--json", storage=tmp_path)
     assert done.exit_code == 1, done.output
     assert json.loads(done.stdout)["runs"]["left-1"]["remaining"] == 1
+
+
+def test_a_run_that_another_process_is_sending_is_not_said_to_be_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create_run(tmp_path, "left")
+    write_request(run)
+    monkeypatch.setattr(handle, "sync", partial(handle.sync, held_s=0.1))
+    run.spool.mkdir(exist_ok=True)
+    with open(run.spool / "sender.lock", "a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = runs("sync", "left-1", storage=tmp_path)
+    assert done.exit_code == 1
+    assert "0 shipped, 0 remain" in done.output
+    assert "another process is sending this run's records" in done.output
 
 
 def test_a_run_without_tracking_cannot_be_shipped(two: Path) -> None:

@@ -28,11 +28,29 @@ class RayError(Exception):
     """Stands for what Ray raises when an actor is gone."""
 
 
+class RayTaskError(RayError):
+    """Stands for what Ray raises when the call has raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(f"ray::TrialWorker.ready()\n  File x\n{type(cause).__name__}: {cause}")
+        self.cause = cause
+
+
+class ActorDiedError(RayError):
+    """Stands for the end of an actor's process, or of its start."""
+
+    actor_init_failed = False
+
+
+class ActorUnschedulableError(RayError):
+    """Stands for an actor that has no node."""
+
+
 class FakeRay:
     """Calls are names; what they give is put into `done` by the test."""
 
     def __init__(self) -> None:
-        self.exceptions = SimpleNamespace(RayError=RayError)
+        self.exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
         self.done: dict[str, Any] = {}
         self.killed: list[Any] = []
         self.alive = ["here"]
@@ -129,6 +147,40 @@ def test_a_rank_that_the_kernel_killed_for_memory_is_heard_after_its_peers(
     monkeypatch.setattr(pool_module, "kernel_oom_kills", lambda: 1)
     ray.done["start-0"] = RayError("the actor died")
     assert only(pool.poll(0.0)).kind == "oom"
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        (ImportError("libcudart.so.12: cannot open shared object file"), "user"),
+        (RuntimeError("CUDA out of memory"), "oom"),
+        (ConnectionError("connection reset by peer"), "infra"),
+    ],
+)
+def test_what_a_call_raises_is_told_as_if_the_rank_had(pool: Pool, ray: FakeRay, cause: Exception, kind: str) -> None:
+    pool.start(7, Share("folder"), ONE)
+    ray.done["ready-0"] = RayTaskError(cause)
+    found = only(pool.poll(0.0))
+    assert (found.kind, found.type, found.message, found.rank) == (kind, type(cause).__name__, str(cause), 0)
+    assert "ray::TrialWorker.ready()" in found.traceback
+
+
+def test_the_end_of_a_process_is_told_in_short_and_all_else_in_rays_words(pool: Pool, ray: FakeRay) -> None:
+    unborn = ActorDiedError(
+        "The actor died because of an error raised in its creation task\x1b[39m\n  File x\nOSError: no y\n"
+    )
+    unborn.actor_init_failed = True
+    found = []
+    nowhere = ActorUnschedulableError("The actor is not schedulable: the node is gone")
+    for error in (ActorDiedError("died\n\tname: x\n"), unborn, nowhere, RayTaskError(RayError("an argument is lost"))):
+        train(pool, ray, ONE)
+        ray.done["start-0"] = error
+        found.append(only(pool.poll(0.0)))
+    assert [each.kind for each in found] == ["infra"] * 4
+    assert found[0].message == "a worker process ended without a word (killed, or crashed)"
+    assert found[1].message == "The actor died because of an error raised in its creation task ... OSError: no y"
+    assert found[2].message == "The actor is not schedulable: the node is gone"
+    assert found[3].message == "ray::TrialWorker.ready() ... RayError: an argument is lost"
 
 
 def test_ranks_without_a_word_are_waited_for_a_moment_only(pool: Pool, ray: FakeRay, clock: dict[str, float]) -> None:

@@ -7,16 +7,18 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.spool import SpoolWriter
-from orchestrator.tracking import store
+from orchestrator.tracking import handle, store
 from orchestrator.tracking.handle import SenderHandle, start_sender
 from orchestrator.tracking.pump import Pump
 from orchestrator.tracking.request import TrackingRequest, write_request
+from orchestrator.tracking.sender import Sender
 from orchestrator.tracking.ship import Shipper
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -48,9 +50,20 @@ def start() -> Iterator[Callable[..., SenderHandle]]:
         return handles[-1]
 
     yield begin
-    for handle in handles:
-        handle.process.kill()
-        handle.process.wait()
+    for each in handles:
+        each.process.kill()
+        each.process.wait()
+
+
+@pytest.fixture
+def sync_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `sync` ship in this process, which has mlflow imported."""
+
+    def begin(run: RunDir, request: TrackingRequest, *, once: bool) -> SimpleNamespace:
+        code = Sender(run, request, once=once, launch="").work()
+        return SimpleNamespace(process=SimpleNamespace(wait=lambda timeout_s: code))
+
+    monkeypatch.setattr(handle, "start_sender", begin)
 
 
 @pytest.fixture

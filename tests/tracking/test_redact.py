@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.log import redact, redact_value, setup_file_logging
+from orchestrator.log import redact, redact_data, redact_value, setup_file_logging
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,19 @@ def test_values_of_secret_looking_keys_are_masked(key: str) -> None:
 )
 def test_ordinary_values_are_shown(key: str, value: object) -> None:
     assert redact_value(key, value) == str(value)
+
+
+def test_nested_data_is_masked_key_by_key_and_texts_below_a_secret_key_with_it() -> None:
+    data = {
+        "data": {"api_key": "abc123", "path": "http://ann:s3cret@host/x", "key": 3, "credentials": {"user": "ann"}},
+        "space": {"data.api_key": ["abc123", "def456"], "optim.lr": [0.1, None]},
+        "groups": [{"token": "abc123", "token_dim": 8, "empty_token": "", "flag": True}],
+    }
+    assert redact_data(data) == {
+        "data": {"api_key": "***", "path": "http://***@host/x", "key": 3, "credentials": {"user": "***"}},
+        "space": {"data.api_key": ["***", "***"], "optim.lr": [0.1, None]},
+        "groups": [{"token": "***", "token_dim": 8, "empty_token": "", "flag": True}],
+    }
 
 
 def test_a_log_file_holds_no_credentials_not_even_in_a_traceback(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from orchestrator.tracking import store
 from orchestrator.tracking.busy import progress_mark
 from orchestrator.tracking.cursor import count_remaining, load_cursor
 from orchestrator.tracking.handle import SenderHandle, sync
-from orchestrator.tracking.request import read_state, request_path, resolve_uri, state_path, write_request
+from orchestrator.tracking.pump import Pump
+from orchestrator.tracking.request import read_state, request_path, resolve_uri, state_path, write_request, write_state
 from orchestrator.tracking.sender import LAST_FLUSH_S, Sender
 from orchestrator.tracking.server import free_port
 from tests.tracking.conftest import assert_each_step_once, end_run, history, write_steps
@@ -293,6 +294,45 @@ def test_a_sender_whose_driver_died_ships_what_is_there_and_leaves_the_run_open(
     assert (counts.shipped, counts.remaining) == (10, 0)
     assert client.get_run(run_id).info.status == "KILLED"
     assert len(history(client, run_id)) == 110
+
+
+def test_a_sender_whose_driver_died_before_it_was_up_leaves_too(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    request, commands = write_request(run), list[list[str]]()
+    with monkeypatch.context() as caught:
+        caught.setattr(subprocess, "Popen", lambda command, **_: commands.append(command))
+        handle_module.start_sender(run, request)
+    told = int(commands[0][commands[0].index("--parent") + 1])
+    assert told == os.getpid()
+
+    def leaves(parent: int) -> bool:
+        sender = Sender(run, request, once=False, launch="", parent=parent)
+        sender._quiet_since -= 60.0
+        return sender._must_leave(reachable=True)
+
+    monkeypatch.setattr(os, "getppid", lambda: told)
+    assert not leaves(told)
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # gone before the sender looked
+    assert leaves(told)
+
+
+def test_a_sync_beside_a_sender_that_does_not_leave_says_so(run: RunDir) -> None:
+    write_request(run)
+    write_steps(run, "rank0-a1", range(1, 4))
+    with store.file_lock(run.spool / "sender.lock"):
+        counts = sync(run, held_s=0.1)
+    assert (counts.shipped, counts.remaining) == (0, 3)
+    assert "another process is sending this run's records" in counts.unsent[0]
+
+
+def test_a_sync_of_a_run_that_was_deleted_in_mlflow_says_so_at_once(
+    run: RunDir, pump: Callable[..., Pump], sync_here: None
+) -> None:
+    shipped = pump()
+    write_state(run, read_state(run), state="ready", run_id=shipped.shipper.run_id)
+    shipped.shipper.client.delete_run(shipped.shipper.run_id)
+    counts = sync(run)
+    assert counts.remaining == 0  # only its status was to be set
+    assert f"mlflow runs restore --run-id {shipped.shipper.run_id}" in counts.unsent[0]
 
 
 def test_what_the_driver_imports_to_start_a_sender_has_no_mlflow_in_it() -> None:
