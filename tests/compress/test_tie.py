@@ -21,6 +21,7 @@ from orchestrator.compress.qat import learn
 from orchestrator.compress.quantise import Budget, Qat, Quantise
 from orchestrator.compress.quantise import Config as QuantiseConfig
 from orchestrator.compress.recover import Lessons, recover
+from orchestrator.compress.runtimes.base import open_folder
 from orchestrator.compress.share import Config, Share
 from orchestrator.compress.structure import _replace
 from orchestrator.errors import ExportError, PlanError
@@ -117,6 +118,19 @@ def test_quantisers_do_not_copy_them(scheme: Any, trained: Trained, tmp_path: Pa
         state = Export(ExportConfig()).apply(each, context).state
         sizes.append(size_of(Quantise(QuantiseConfig(scheme=scheme)).apply(state, context).state))
     assert sizes[1] < 0.9 * sizes[0]  # the graph itself weighs much beside five small blocks
+
+
+@pytest.mark.parametrize(("scheme", "limit"), [("int8-static", 0.17), ("int8-dynamic", 0.03)])
+def test_the_runtime_opens_integers_that_several_places_read(
+    scheme: Any, limit: float, trained: Trained, tmp_path: Path
+) -> None:
+    state, context = tied(trained, tmp_path)
+    exported = Export(ExportConfig()).apply(state, context).state
+    done = Quantise(QuantiseConfig(scheme=scheme)).apply(exported, replace(context, folder=tmp_path / "int8")).state
+    inputs, _ = context.calibration()
+    outputs = torch.from_numpy(open_folder(done.file().parent, done.format, done.files)(inputs.numpy()))
+    wanted = state.model(inputs)
+    assert float((outputs - wanted).norm() / wanted.norm()) < limit  # to the bit as the signed file without the setting
 
 
 def test_tied_blocks_are_trained_on_the_integers_as_one(trained: Trained, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.compress.base import ARTIFACT, Change, Context, State
 from orchestrator.compress.integers import prepare, to_dynamic, to_static, to_weights
 from orchestrator.compress.writers.onnx import slim, write_onnx
+from orchestrator.compress.writers.unsigned import unsign_shared
 from orchestrator.errors import ExportError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def quantise(state: State, context: Context, config: Config) -> Change:
         raise ExportError(f"ONNX Runtime cannot make {scheme} of this graph: {str(error)[:300]}") from error
     source.unlink()
     slim(target)
+    unsign_shared(target)
     after = State(ARTIFACT, state.model, folder=context.folder, files=("model.onnx",), format="onnx", scheme=scheme)
     weights: Counter[int] = Counter()
     for row in facts.get("layers", ()):
