@@ -11,6 +11,10 @@ from typing import Any
 LOGGER_NAME = "orchestrator"
 _CREDENTIALS = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s]+@")
 _QUERY = re.compile(r"([?&](?:[a-z_-]*(?:token|password|passwd|secret|key|sig|signature))=)[^&\s\"']+", re.IGNORECASE)
+_OVERRIDE = re.compile(
+    r"""(?P<quote>['"])(?P<whole>[\w-]+(?:\.[\w-]+)+)=.*?(?P=quote)"""  # as a shell quotes a word with spaces in it
+    r"""|\b(?P<key>[\w-]+(?:\.[\w-]+)+)=(?:"[^"]*"|'[^']*'|[^\s'"]+)"""
+)
 _SECRET_WORDS = {"token", "password", "passwd", "passphrase", "secret", "key", "apikey", "credential", "credentials"}
 
 
@@ -39,8 +43,13 @@ def setup_file_logging(path: Path, *, rank: int | None = None, level: int = logg
 
 
 def redact(text: str) -> str:
-    """Return `text` without the credentials inside URIs: `scheme://user:password@host` and `?token=...`."""
-    return _QUERY.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
+    """Return `text` without credentials: `scheme://user:password@host`, `?token=...`, and `data.api_key=...`."""
+    return _OVERRIDE.sub(_without_secret, _QUERY.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text)))
+
+
+def _without_secret(found: re.Match[str]) -> str:
+    key = found["whole"] or found["key"]
+    return f"{found['quote'] or ''}{key}=***{found['quote'] or ''}" if _is_secret(key) else found.group()
 
 
 def redact_value(key: str, value: object) -> str:

@@ -18,9 +18,13 @@ from orchestrator.log import redact, redact_data, redact_value, setup_file_loggi
         ("GET https://host/a?user=ann&access_token=abc123&x=1", "GET https://host/a?user=ann&access_token=***&x=1"),
         ("sqlite:////data/runs/mlflow.db", "sqlite:////data/runs/mlflow.db"),
         ("write to ann@example.org", "write to ann@example.org"),
+        ("run job.yaml data.api_key=abc123 train.epochs=5", "run job.yaml data.api_key=*** train.epochs=5"),
+        ("run job.yaml 'data.api_key=abc 123' x", "run job.yaml 'data.api_key=***' x"),
+        ("run job.yaml data.api_key='abc 123' x", "run job.yaml data.api_key=*** x"),
+        ("run job.yaml 'data.name=a b' model.num_tokens=8", "run job.yaml 'data.name=a b' model.num_tokens=8"),
     ],
 )
-def test_credentials_inside_uris_are_cut_out(text: str, shown: str) -> None:
+def test_credentials_inside_uris_and_overrides_are_cut_out(text: str, shown: str) -> None:
     assert redact(text) == shown
 
 
