@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import JobFileError, NotAbleError
+from orchestrator.log import redact
 from orchestrator.runs.numbers import claim_folder
 from orchestrator.runs.paths import RunDir
 from orchestrator.runs.record import RunRecord, driver_is_dead, now_iso, read_record, write_record
@@ -46,7 +47,8 @@ def create_run(storage: Path, name: str, command: str = "", *, kind: str = "run"
         ) from error
     for folder in (run.logs, run.failures, run.heartbeats, run.spool):
         folder.mkdir()
-    write_record(run, RunRecord(run_id=run.run_id, name=name, created=now_iso(), command=command, kind=kind))
+    shown = redact(command)  # everybody may read the record
+    write_record(run, RunRecord(run_id=run.run_id, name=name, created=now_iso(), command=shown, kind=kind))
     return run
 
 

@@ -13,6 +13,7 @@ import pytest
 from orchestrator.errors import JobFileError, NotAbleError
 from orchestrator.runs.catalog import create_run, delete_run, find_run, list_runs, select_runs
 from orchestrator.runs.numbers import NUMBERS
+from orchestrator.runs.record import read_record
 from orchestrator.runs.record import process_started, update_record
 
 
@@ -21,6 +22,12 @@ def test_numbers_count_up_per_name_and_never_collide(tmp_path: Path) -> None:
         runs = list(pool.map(lambda _: create_run(tmp_path, "digits").run_id, range(16)))
     assert sorted(runs, key=lambda run_id: int(run_id.split("-")[-1])) == [f"digits-{n}" for n in range(1, 17)]
     assert create_run(tmp_path, "digits-cnn").run_id == "digits-cnn-1"
+
+
+def test_the_record_tells_no_secret_of_the_command(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "job", "orchestrator run job.yaml data.api_key=abc123 train.epochs=5")
+    assert read_record(run).command == "orchestrator run job.yaml data.api_key=*** train.epochs=5"
+    assert "abc123" not in (run.path / "run.json").read_text()
 
 
 def test_a_run_is_found_by_id_or_as_the_latest_of_its_job(tmp_path: Path) -> None:
