@@ -15,6 +15,7 @@ _OVERRIDE = re.compile(
     r"""(?P<quote>['"])(?P<whole>[\w-]+(?:\.[\w-]+)+)=.*?(?P=quote)"""  # as a shell quotes a word with spaces in it
     r"""|\b(?P<key>[\w-]+(?:\.[\w-]+)+)=(?:"[^"]*"|'[^']*'|[^\s'"]+)"""
 )
+_MASK = "***"
 _SECRET_WORDS = {"token", "password", "passwd", "passphrase", "secret", "key", "apikey", "credential", "credentials"}
 
 
@@ -66,6 +67,15 @@ def redact_data(data: Any, key: str = "") -> Any:
     if isinstance(data, list | tuple):
         return [redact_data(value, key) for value in data]
     return redact_value(key, data) if isinstance(data, str) else data
+
+
+def masked_keys(data: Any, key: str = "") -> list[str]:
+    """Return the dotted keys of nested data at which `redact_data` has left no value that could be used."""
+    if isinstance(data, Mapping):
+        return [each for name, value in data.items() for each in masked_keys(value, f"{key}.{name}".lstrip("."))]
+    if isinstance(data, list | tuple):
+        return [each for number, value in enumerate(data) for each in masked_keys(value, f"{key}.{number}".lstrip("."))]
+    return [key] if isinstance(data, str) and _MASK in data else []
 
 
 def _is_secret(key: str) -> bool:

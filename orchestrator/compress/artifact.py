@@ -17,6 +17,7 @@ from orchestrator.compress.measures import quality
 from orchestrator.compress.processor import processor
 from orchestrator.compress.runtimes.base import REFERENCE, open_folder, reference_files, runtime_of
 from orchestrator.errors import ExportError, OrchestratorError
+from orchestrator.export.manifest import kept_job
 from orchestrator.export.score import cast_inputs, held_out_inputs
 from orchestrator.spec.digest import job_digest
 from orchestrator.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, build_loss
@@ -124,7 +125,7 @@ def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], fo
         split=trained.split,
         baseline_bytes=len(safetensors_bytes(trained.model)),
         lineage=lineage,
-        job=trained.job.model_dump(mode="json", include=_JOB_SECTIONS),
+        job=kept_job(trained.job, _JOB_SECTIONS),
         job_digest=job_digest(trained.job),
         checkpoint=trained.checkpoint,
         versions=_versions(state.format),

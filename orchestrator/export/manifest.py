@@ -11,9 +11,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ExportError
+from orchestrator.log import redact_data
+
+if TYPE_CHECKING:
+    from orchestrator.spec.job import JobSpec
 
 MANIFEST_FILE = "manifest.json"
 
@@ -65,6 +69,12 @@ class Manifest:
     tolerance: Mapping[str, float | None] = field(default_factory=dict)
     verified: Verified | None = None
     version: int = 1
+
+
+def kept_job(job: JobSpec, sections: set[str]) -> dict[str, Any]:
+    """Return sections of a job for a file that is handed on: no tracking, and no secret that the data needs."""
+    kept = job.model_dump(mode="json", include=sections)
+    return kept | {"data": redact_data(kept["data"])}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -18,7 +18,7 @@ from orchestrator import plugins
 from orchestrator.errors import ExportError, OrchestratorError
 from orchestrator.export import manifest as pages
 from orchestrator.export.base import CHECK_FILE, ArrayLoader, Exporter, Tolerance, cut_batches
-from orchestrator.export.manifest import Manifest, Verified
+from orchestrator.export.manifest import Manifest, Verified, kept_job
 from orchestrator.export.verify import Verification
 from orchestrator.spec.base import Use
 from orchestrator.spec.digest import job_digest
@@ -199,7 +199,7 @@ class ExportBatch:
             versions=versions,
             inputs=_signature(inputs) | {"transform": dict(source.transform)},
             outputs=_signature(outputs),
-            job=source.job.model_dump(mode="json", include=_JOB_SECTIONS),
+            job=kept_job(source.job, _JOB_SECTIONS),
             job_digest=job_digest(source.job),
             checkpoint=source.checkpoint,
             weights_digest=source.weights_digest,

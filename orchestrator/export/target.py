@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from orchestrator.errors import ExportError
 from orchestrator.export.manifest import MANIFEST_FILE
 from orchestrator.export.package import open_export
 from orchestrator.export.score import Model, Score, final_split, score
+from orchestrator.export.source import read_job
 from orchestrator.runs.catalog import find_run
 from orchestrator.runs.paths import RunDir
 from orchestrator.spec.job import JobSpec
@@ -64,7 +65,9 @@ def _open_run(run: RunDir, format_name: str) -> Target:
             f"run {run.run_id} has no export '{format_name}'",
             hint=f"there are: {', '.join(there) or 'none'}; `orchestrator export {run.run_id} --format {format_name}`",
         )
-    return _open_export(folder)
+    found = _open_export(folder)
+    data = read_job(run).data  # a manifest has no secrets that the data may need
+    return replace(found, job=found.job.model_copy(update={"data": data}))
 
 
 def _open_export(folder: Path) -> Target:

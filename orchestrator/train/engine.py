@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from orchestrator import plugins
 from orchestrator.data.dataset import Dataset
-from orchestrator.errors import PlanError
+from orchestrator.errors import JobFileError, PlanError
+from orchestrator.log import masked_keys
 from orchestrator.parallel.apply import ParallelModel
 from orchestrator.parallel.context import own_piece
 from orchestrator.parallel.mesh import build_mesh, data_group
@@ -105,6 +106,11 @@ class Engine:
 
 def load_dataset(job: JobSpec) -> Dataset:
     """Load the job's data. A plug-in without `Config` is called with its options and returns a `Dataset`."""
+    if masked := masked_keys(job.data.options):
+        raise JobFileError(
+            f"data: {masked[0]} is masked: exported and compressed models are written without secrets",
+            hint="name the run instead of the folder: a run keeps its own job",
+        )
     plugin = plugins.load("data", job.data.use)
     if hasattr(plugin, "Config") and hasattr(plugin, "load"):
         found = plugin.load(plugins.build_config(plugin.Config, job.data.options))

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ExportError
+from orchestrator.errors import ExportError, JobFileError
 from orchestrator.export import package, verify
 from orchestrator.export.manifest import read_manifest, with_verified, write_manifest
 from orchestrator.export.package import open_export
 from orchestrator.export.safetensors import SafetensorsExporter
+from orchestrator.spec.job import JobSpec
+from orchestrator.train.engine import load_dataset
 from tests.export.making import MLP, VerifiedHere, export, make_inputs, make_job
 
 
@@ -48,6 +50,19 @@ def test_one_row_is_too_few(tmp_path: Path) -> None:
     job = make_job(MLP)
     with pytest.raises(ExportError, match="at least 2"):
         export(job, ["safetensors"], tmp_path, make_inputs(job, 1))
+
+
+def test_a_manifest_has_no_secret_of_the_data_and_the_folder_alone_cannot_load_it(tmp_path: Path) -> None:
+    job = make_job(MLP)
+    secret = {**job.data.options, "api_key": "abc123", "mirror": "http://ann:s3cret@host/x"}
+    job = job.model_copy(update={"data": job.data.model_copy(update={"options": secret})})
+    (made,) = export(job, ["safetensors"], tmp_path)
+    assert made.ok, made.error
+    text = (tmp_path / "safetensors" / "manifest.json").read_text()
+    assert "abc123" not in text
+    assert "s3cret" not in text
+    with pytest.raises(JobFileError, match="data: api_key is masked"):
+        load_dataset(JobSpec.model_validate(read_manifest(tmp_path / "safetensors").job))
 
 
 def test_an_unknown_format_and_a_misspelt_option_are_outcomes(tmp_path: Path) -> None:
