@@ -22,9 +22,13 @@ AXES = {
 }
 
 
+def _slow(name: str) -> tuple[pytest.MarkDecorator, ...]:
+    """The job with the most axes with the slow tests, the others by hand."""
+    return (pytest.mark.slow,) if name == "transformer_8_ranks" else (pytest.mark.slow, pytest.mark.soak)
+
+
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.parametrize("name", AXES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_slow(name)) for name in AXES])
 def test_a_job_runs_on_ray_from_its_file_to_an_evaluated_model(name: str, tmp_path: Path) -> None:
     axes, ranks = AXES[name]
     short = ["train.steps=3", "train.epochs=null", "train.eval_every_steps=3", "checkpoint.every_steps=3"]

@@ -123,7 +123,7 @@ def test_a_wrong_tracking_server_stops_a_first_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_runs_at_once_on_one_machine_do_not_meet(tmp_path: Path) -> None:
     job = write_job(tmp_path, ranks=2)
     drivers = [start("run", str(job), "--json") for _ in range(2)]

@@ -81,7 +81,7 @@ def test_tensor_pairs_share_a_node_and_the_pipeline_crosses(
     assert not mine
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_sweeps_gangs_sit_on_the_nodes_that_were_chosen(
     address: str, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -57,7 +57,7 @@ def edit(path: Path, record: str, content: bytes) -> None:
 
 
 @compiles
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_model_is_compiled_and_answers_as_before(tmp_path: Path) -> None:
     from orchestrator.compress.writers.aoti import compile_package
     from orchestrator.export.trace import traces
@@ -94,7 +94,7 @@ def test_integers_hold_in_torch_alone(good: Outcome) -> None:
 
 
 @compiles
-@pytest.mark.slow
+@pytest.mark.soak
 def test_linear_layers_are_multiplied_as_integers_with_ranges_as_they_come(tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     model = {"use": "mlp", "inputs": 64, "hidden": [512, 512], "outputs": 10}

@@ -20,6 +20,7 @@ from orchestrator.compress.verify import _ask
 from orchestrator.compress.writers.float8 import to_float8
 from orchestrator.errors import ExportError, NotAbleError
 from orchestrator.spec.load import load_spec
+from tests.tiers import sample_of
 
 from .making import MEASURE, context_of, make_job, make_trained
 from .test_spec import said
@@ -214,9 +215,9 @@ def test_a_file_in_float8_holds_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert (outcome.folder / "artifact" / "model.pt2").stat().st_size == found["size_bytes"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "epochs"), [("mlp", 4), ("transformer", 2), ("tied", 2), ("repeated", 2), ("moe", 2), ("vit", 12)]
+    ("name", "epochs"),
+    sample_of([("mlp", 4), ("transformer", 2), ("tied", 2), ("repeated", 2), ("moe", 2), ("vit", 12)], 2, seed=1),
 )
 def test_trained_models_stay_well_above_the_limits(name: str, epochs: int, tmp_path: Path) -> None:
     """The limits of the check, 20 dB and the same class for 70 %, were chosen below what these reach."""

@@ -21,6 +21,7 @@ from orchestrator.plan.build import build_plan
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import load_spec
 from orchestrator.train.build import build_plain_model
+from tests.tiers import sample_of
 
 from .making import CNN, MEASURE, RESNET, context_of, make_trained
 
@@ -84,16 +85,16 @@ def text() -> Trained:
 
 
 BOUNDS = [
-    pytest.param("int8-static", {}, 2.2, 0.004, marks=pytest.mark.slow),
-    pytest.param("int8-weight", {}, 2.5, 0.002, marks=pytest.mark.slow),
-    pytest.param("int4-weight", {"algorithm": "gptq"}, 3, 0.01, marks=pytest.mark.slow),
-    pytest.param("int4-weight", {}, 3, 0.02, marks=pytest.mark.slow),
-    pytest.param("int4-weight", {"algorithm": "awq", "group": 16}, 2.5, 0.02, marks=pytest.mark.slow),
-    pytest.param("int4-weight", {"algorithm": "scale", "group": 64}, 3, 0.02, marks=pytest.mark.slow),
+    ("int8-static", {}, 2.2, 0.004),
+    ("int8-weight", {}, 2.5, 0.002),
+    ("int4-weight", {"algorithm": "gptq"}, 3, 0.01),
+    ("int4-weight", {}, 3, 0.02),
+    ("int4-weight", {"algorithm": "awq", "group": 16}, 2.5, 0.02),
+    ("int4-weight", {"algorithm": "scale", "group": 64}, 3, 0.02),
 ]
 
 
-@pytest.mark.parametrize(("scheme", "options", "smaller", "lost"), BOUNDS)
+@pytest.mark.parametrize(("scheme", "options", "smaller", "lost"), sample_of(BOUNDS, 2, seed=1))
 def test_a_transformer_becomes_integers(
     text: Trained, scheme: str, options: dict[str, Any], smaller: float, lost: float, tmp_path: Path
 ) -> None:
@@ -124,15 +125,14 @@ def widest(folder: Path) -> int:
     return max(found)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "scheme"),
-    [
-        *((name, "int8-static") for name in ("cnn", "mlp", "moe", "vit")),
-        ("moe", "int4-weight"),
-        ("vit", "int8-weight"),
-    ],
-)
+EVERY = [
+    *((name, "int8-static") for name in ("cnn", "mlp", "moe", "vit")),
+    ("moe", "int4-weight"),
+    ("vit", "int8-weight"),
+]
+
+
+@pytest.mark.parametrize(("name", "scheme"), sample_of(EVERY, 2, seed=1))
 def test_every_model_becomes_integers(name: str, scheme: str, tmp_path: Path) -> None:
     spec = job(MODELS[name], scheme)
     outcome = compress(make_trained(spec, epochs=2), tmp_path / "compress", timed=False)
@@ -146,7 +146,7 @@ def test_recurrent_weights_stay_floats_and_the_check_says_so(tmp_path: Path) -> 
     assert "int8-weight reached 63.1% of the weights" in outcome.error
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_same_weights_give_the_same_files(text: Trained, tmp_path: Path) -> None:
     trained = replace(text, job=job(TEXT, "int8-static"))
     files = []

@@ -55,7 +55,7 @@ def test_one_row_is_too_few(tmp_path: Path) -> None:
 def test_a_manifest_has_no_secret_of_the_data_and_the_folder_alone_cannot_load_it(tmp_path: Path) -> None:
     job = make_job(MLP)
     secret = {**job.data.options, "api_key": "abc123", "mirror": "http://ann:s3cret@host/x"}
-    job = job.model_copy(update={"data": job.data.model_copy(update={"options": secret})})
+    job = job.model_copy(update={"data": type(job.data)(use=job.data.use, **secret)})
     (made,) = export(job, ["safetensors"], tmp_path)
     assert made.ok, made.error
     text = (tmp_path / "safetensors" / "manifest.json").read_text()

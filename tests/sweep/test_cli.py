@@ -88,7 +88,7 @@ def test_plain_lines_off_a_terminal_and_exit_code_3_when_some_trials_failed(tmp_
     assert "tiny-1" in json.dumps(runs)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_run_trains_the_job_as_it_stands_and_names_the_other_verb(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump(tiny_sweep(tmp_path / "runs", {})))

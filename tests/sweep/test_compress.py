@@ -79,7 +79,7 @@ def test_one_training_serves_three_settings_and_every_point_of_the_front_is_a_fi
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_formats_are_searched_like_anything_else(tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="the extra `openvino` is not installed")
@@ -100,7 +100,7 @@ def test_formats_are_searched_like_anything_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_a_front_of_weights_alone_is_kept_and_is_no_model_of_the_store(tmp_path: Path) -> None:
     steps = [{"use": "prune", "ratio": 0.5}, {"use": "export", "format": "safetensors"}]
@@ -115,7 +115,7 @@ def test_a_front_of_weights_alone_is_kept_and_is_no_model_of_the_store(tmp_path:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_a_compression_that_fails_is_a_failed_trial_with_the_reason_and_the_others_go_on(tmp_path: Path) -> None:
     space = {"compress.limits.size_ratio": [1.5, 1000.0]}
@@ -129,7 +129,7 @@ def test_a_compression_that_fails_is_a_failed_trial_with_the_reason_and_the_othe
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_an_extended_sweep_that_keeps_everything_goes_on_with_the_training_it_has(tmp_path: Path) -> None:
     data = pruned(tmp_path / "runs", {"trials": 3, "keep": "all", "parallel_trials": 1})

@@ -61,7 +61,7 @@ def test_a_trial_that_an_extension_beats_loses_its_tags_and_the_name(tmp_path: P
     assert names == [(None, None), ("tiny", "champion")]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 def test_after_an_extension_the_alias_is_on_the_winner_though_the_older_one_is_exported_again(tmp_path: Path) -> None:
     """Both are on the front: the older one has fewer weights."""

@@ -25,6 +25,7 @@ from orchestrator.sweep.trial import Trial
 from tests.sweep.fakes import DriverKilledError, FakePool, Trainer, drive, folder_for, release_leases
 from tests.sweep.jobs import tiny_sweep
 from tests.sweep.test_drive import check_closed, kill_at, lines_of, stop_at
+from tests.tiers import sample_of
 
 DIED = Failure("infra", "WorkerDied", "a worker process ended without a word")
 OOM = Failure("oom", "Killed", "killed because memory ran out")
@@ -178,8 +179,7 @@ def test_a_population_that_was_ended_goes_on_as_one_never_ended(tmp_path: Path, 
     end_and_resume(tmp_path, how, numbers=[3, 11])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["killed", "stopped"])
+@pytest.mark.parametrize("how", sample_of(["killed", "stopped"], 1, seed=1))
 def test_so_it_does_when_ended_at_any_moment(tmp_path: Path, how: str) -> None:
     end_and_resume(tmp_path, how, numbers=range(1, 33))
 

@@ -148,7 +148,7 @@ def test_an_interrupted_sweep_saves_leaves_and_goes_on(tmp_path: Path) -> None:
     assert {run["status"] for run in runs} == {"FINISHED"}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_sweep_that_is_stopped_before_its_trials_go_on_leaves_none_running(tmp_path: Path) -> None:
     job = write_job(tmp_path)
     process = start(job)
@@ -173,7 +173,7 @@ def test_a_killed_sweep_that_is_stopped_before_its_trials_go_on_leaves_none_runn
     assert {run["tags"].get("trial.state") for run in runs if "trial" in run["tags"]} == {"interrupted"}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_second_interrupt_ends_at_once_and_leaves_nothing_running(tmp_path: Path) -> None:
     job = write_job(tmp_path)
     process = start(job, "train.steps=2000")

@@ -63,7 +63,7 @@ def test_the_figure_has_a_bar_and_a_prediction_for_each() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_a_sweep_over_layouts_shows_what_it_measured_beside_what_was_predicted(tmp_path: Path) -> None:
     space = {"parallel": [{"replicate": 1}, {"replicate": 2}]}

@@ -128,7 +128,7 @@ def test_a_finished_sweep_is_extended_and_finished_trials_are_not_repeated(tmp_p
     assert {run["status"] for run in runs} == {"FINISHED"}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_latency_is_measured_while_nothing_else_trains_and_repeats_are_put_together(tmp_path: Path) -> None:
     data = tiny_sweep(
         tmp_path / "runs",
@@ -145,7 +145,7 @@ def test_latency_is_measured_while_nothing_else_trains_and_repeats_are_put_toget
     assert small.repeats[0]["time/latency_ms"] != small.repeats[1]["time/latency_ms"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_workers_a_trial_beside_trials_of_one_and_repeats(tmp_path: Path) -> None:
     data = tiny_sweep(
         tmp_path / "runs",

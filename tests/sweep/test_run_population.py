@@ -99,6 +99,7 @@ def test_a_population_is_trained_and_a_survivor_is_what_it_would_have_been_alone
         assert trial.point != trials[trial.birth.parent or 0].point
 
 
+@pytest.mark.soak
 def test_gangs_of_two_processes_pass_their_checkpoints_on_too(tmp_path: Path) -> None:
     layout = {"parallel": {"replicate": 2}, "cluster": {"cpus_per_worker": 0.5}}
     one, _ = search(population(tmp_path / "one", 2))
@@ -110,6 +111,7 @@ def test_gangs_of_two_processes_pass_their_checkpoints_on_too(tmp_path: Path) ->
         assert (trial.birth, trial.point) == (same.birth, same.point)
 
 
+@pytest.mark.soak
 def test_a_killed_driver_goes_on_with_the_same_population(tmp_path: Path) -> None:
     told = {}
     slow = {"callbacks": [{"use": "tests.cluster.faults:Slow", "seconds": 0.05}], "steps": 12, "eval_every_steps": 4}

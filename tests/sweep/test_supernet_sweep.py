@@ -81,6 +81,7 @@ def test_a_supernet_is_trained_once_its_best_parts_are_fine_tuned_and_the_rankin
     assert (read_record(wide).attempt, ranking_path(wide).read_bytes()) == (1, before)
 
 
+@pytest.mark.soak
 def test_a_sweep_that_is_stopped_while_its_supernet_trains_goes_on_with_it(tmp_path: Path) -> None:
     data = sweep_of(tmp_path / "runs", trials=1, steps=4000, control=0)
     data["track"]["offline"] = True

@@ -42,7 +42,8 @@ IN_TORCH = ("program", "aoti", "executorch")
 WIDE = {"use": "resnet", "channels": [32, 64, 128], "depths": [1, 1, 1]}
 KINDS = [
     STEPS,
-    *(pytest.param(steps, marks=pytest.mark.slow) for steps in (OPENVINO, PROGRAM, AOTI, EXECUTORCH)),
+    pytest.param(OPENVINO, marks=pytest.mark.slow),
+    *(pytest.param(steps, marks=(pytest.mark.slow, pytest.mark.soak)) for steps in (PROGRAM, AOTI, EXECUTORCH)),
     pytest.param(ARCHIVE, marks=pytest.mark.slow),
 ]
 

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.plan.stages import SCHEDULES
 from orchestrator.spec.job import JobSpec
 from orchestrator.verify.run import verify_job
+from tests.tiers import sample_of
 
 TRANSFORMER = {
     "model": {"use": "transformer", "seq_len": 8, "dim": 16, "layers": 2, "heads": 4, "kv_heads": 2, "vocab": 256},
@@ -65,12 +66,10 @@ def test_experts_spread_over_two_ranks() -> None:
     assert_agrees(job(MOE, replicate=2, expert=2))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "axes",
-    [{"shard": 2}, {"replicate": 2, "shard": 2}, {"replicate": 2, "tensor": 2}, {"replicate": 2, "pipeline": 2}],
-    ids=lambda axes: "-".join(axes),
-)
+BESIDE = [{"shard": 2}, {"replicate": 2, "shard": 2}, {"replicate": 2, "tensor": 2}, {"replicate": 2, "pipeline": 2}]
+
+
+@pytest.mark.parametrize("axes", sample_of(BESIDE, 2, seed=1), ids=lambda axes: "-".join(axes))
 def test_experts_beside_every_other_axis(axes: dict[str, int]) -> None:
     assert_agrees(job(MOE, **axes, expert=2))
 
@@ -79,8 +78,9 @@ def test_sequences_split_over_two_ranks() -> None:
     assert_agrees(job(TIED, context=2))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("axes", [{"tensor": 2}, {"shard": 2}, {"pipeline": 2}], ids=lambda axes: "-".join(axes))
+@pytest.mark.parametrize(
+    "axes", sample_of([{"tensor": 2}, {"shard": 2}, {"pipeline": 2}], 1, seed=1), ids=lambda axes: "-".join(axes)
+)
 def test_context_beside_another_axis(axes: dict[str, int]) -> None:
     parts = {**TIED, "model": {**TIED["model"], "kv_heads": 4}}
     assert_agrees(job(parts, **axes, context=2))
@@ -108,20 +108,17 @@ def test_a_ring_whose_blocks_are_computed_again_beside_accumulation() -> None:
     assert_agrees(spec.model_copy(update={"train": train}))
 
 
-@pytest.mark.slow
+IN_A_RING = [{"tensor": 2}, {"tensor": 2, "sequence": False}, {"shard": 2}, {"pipeline": 2}, {"replicate": 2}]
+
+
 @pytest.mark.parametrize("parts", [TIED, BIDIRECTIONAL], ids=["causal", "not causal"])
-@pytest.mark.parametrize(
-    "axes",
-    [{"tensor": 2}, {"tensor": 2, "sequence": False}, {"shard": 2}, {"pipeline": 2}, {"replicate": 2}],
-    ids=lambda axes: "-".join(axes),
-)
+@pytest.mark.parametrize("axes", sample_of(IN_A_RING, 2, seed=1), ids=lambda axes: "-".join(axes))
 def test_a_ring_beside_another_axis(axes: dict[str, int], parts: dict[str, Any]) -> None:
     assert_agrees(ring(parts, **axes, context=2))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("others", [{"tensor": 2}, {"shard": 2}], ids=lambda axes: "-".join(axes))
+@pytest.mark.parametrize("others", sample_of([{"tensor": 2}, {"shard": 2}], 1, seed=1), ids=lambda axes: "-".join(axes))
 def test_a_ring_in_a_pipeline_beside_a_third_axis_on_eight_ranks(others: dict[str, int]) -> None:
     assert_agrees(ring(TIED, pipeline=2, context=2, **others))
 
@@ -146,8 +143,7 @@ def test_a_pipeline_whose_ends_share_their_weights() -> None:
 MORE_LAYERS = {**TIED, "model": {**TIED["model"], "layers": 6}}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "1f1b"])
+@pytest.mark.parametrize("schedule", sample_of([name for name in SCHEDULES if name != "1f1b"], 3, seed=1))
 def test_every_schedule(schedule: str) -> None:
     assert_agrees(job(MORE_LAYERS, pipeline=2, schedule=schedule))
 
@@ -162,13 +158,12 @@ def test_pipeline_shard_and_tensor_together_on_eight_ranks() -> None:
     assert_agrees(job(TIED, pipeline=2, shard=2, tensor=2))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_pipeline_replicate_and_tensor_together_on_eight_ranks() -> None:
     assert_agrees(job(TRANSFORMER, pipeline=2, replicate=2, tensor=2, sequence=False))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("axis", ["replicate", "shard"])
+@pytest.mark.parametrize("axis", sample_of(["replicate", "shard"], 1, seed=1))
 def test_tensor_beside_a_data_axis(axis: str) -> None:
     assert_agrees(job(TIED, tensor=2, **{axis: 2}))
