@@ -16,6 +16,7 @@ from orchestrator.sweep.space import Param, Space
 from orchestrator.sweep.trial import Trial
 
 FEWEST = 8
+_ABSENT = -1e30  # below every value there can be: trees look at the order alone
 
 
 def importance(trials: Sequence[Trial], space: Space, objectives: Sequence[Objective]) -> dict[str, dict[str, Any]]:
@@ -44,15 +45,15 @@ def _is_child(trial: Trial) -> bool:
 
 
 def _coordinate(param: Param, trial: Trial) -> float:
-    """Return where a trial lies on a parameter's axis; -1 where the parameter is absent, or had a value of another kind
-    before the sweep was extended. Numbers outside of the present range have their place.
+    """Return where a trial lies on a parameter's axis; below all where the parameter is absent, or had a value of another
+    kind before the sweep was extended. Numbers outside of the present range have their place.
     """
     if param.path not in trial.point:
-        return -1.0
+        return _ABSENT
     value = trial.point[param.path]
     if param.values is not None:
         known = [plain_copy(each) for each in param.values]
-        return float(known.index(value)) if value in known else -1.0
+        return float(known.index(value)) if value in known else _ABSENT
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return -1.0
+        return _ABSENT
     return math.log(value) if param.log and value > 0 else float(value)
