@@ -45,8 +45,8 @@ def _is_child(trial: Trial) -> bool:
 
 
 def _coordinate(param: Param, trial: Trial) -> float:
-    """Return where a trial lies on a parameter's axis; below all where the parameter is absent, or had a value of another
-    kind before the sweep was extended. Numbers outside of the present range have their place.
+    """Return where a trial lies on a parameter's axis; below all where the parameter is absent, or had a value of
+    another kind before the sweep was extended. Numbers outside of the present range have their place.
     """
     if param.path not in trial.point:
         return _ABSENT
