@@ -23,8 +23,8 @@ AXES = {
 
 
 def _slow(name: str) -> tuple[pytest.MarkDecorator, ...]:
-    """The job with the most axes with the slow tests, the others by hand."""
-    return (pytest.mark.slow,) if name == "transformer_8_ranks" else (pytest.mark.slow, pytest.mark.soak)
+    """One of them with the slow tests, the others by hand."""
+    return (pytest.mark.slow,) if name == "moe_experts" else (pytest.mark.slow, pytest.mark.soak)
 
 
 @pytest.mark.ray

@@ -188,7 +188,7 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     assert not alive
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 def test_a_job_on_a_cluster_trains_between_its_steps_where_it_trained(tmp_path: Path, address: str) -> None:

@@ -58,7 +58,7 @@ def address(environment: dict[str, str]) -> Iterator[str]:
     assert not alive
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_tensor_pairs_share_a_node_and_the_pipeline_crosses(
     address: str, environment: dict[str, str], tmp_path: Path
 ) -> None:

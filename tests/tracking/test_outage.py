@@ -35,7 +35,7 @@ def serve(run: RunDir) -> Iterator[Callable[[int], LocalServer]]:
         server.stop(kill=True)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(180)
 def test_absent_then_there_then_killed_then_back(
     run: RunDir,
