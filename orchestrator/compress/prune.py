@@ -207,7 +207,17 @@ class Prune:
         before = sum(parameter.numel() for parameter in state.model.parameters())
         model = self._narrower(state, context)
         after = sum(parameter.numel() for parameter in model.parameters())
-        return Change(State(MODULE, model), {"params_before": before, "params_after": after})
+        return Change(
+            State(MODULE, model), {"params_before": before, "params_after": after}, self._notes(state, context)
+        )
+
+    def _notes(self, state: State, context: Context) -> tuple[str, ...]:
+        if self.config.kind == "channels":
+            return ()
+        from orchestrator.compress.structure import passed_over
+
+        names = passed_over(state.model, context, self.config)
+        return (f"not pruned, a step before has made other layers of them: {', '.join(names)}",) if names else ()
 
     def control(self, state: State, context: Context) -> Change | None:
         """Return the same training between rounds of a model that nothing was done to; None when there is none."""

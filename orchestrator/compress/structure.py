@@ -84,6 +84,18 @@ def declared(context: Context, kind: str) -> Groups:
     return groups
 
 
+def passed_over(model: nn.Module, context: Context, config: Config) -> list[str]:
+    """Return the groups whose layers are there but were made other ones by a step before (`lowrank`): they stay."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    return [
+        name
+        for name, slices in declared(context, config.kind).items()
+        if not any(word in name for word in config.keep)
+        and any(part.parameter not in parameters and part.parameter.rpartition(".")[0] in modules for part in slices)
+    ]
+
+
 def _present(model: nn.Module, groups: Groups, config: Config) -> Groups:
     """Return the groups that the model still has and the user does not keep."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
