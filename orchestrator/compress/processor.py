@@ -14,6 +14,8 @@ from orchestrator.environment import cpp_compiler
 _COMPILED = ("sse", "ssse", "avx", "fma", "f16c", "bmi", "amx", "gfni", "vaes", "vpclmul", "popcnt", "adx", "movbe")
 """How the names of instructions begin that a compiler puts into code made for this processor."""
 _SHOWN = ("avx2", "avx512f")
+_CPUINFO = Path("/proc/cpuinfo")
+_VNNI = ("avx512_vnni", "avx_vnni")
 
 
 def processor() -> dict[str, Any]:
@@ -26,6 +28,11 @@ def processor() -> dict[str, Any]:
 def instructions() -> tuple[str, ...]:
     """Return the instructions that code compiled here may use; () where the system does not name them."""
     return tuple(sorted(flag for flag in _cpuinfo().get("flags", "").split() if flag.startswith(_COMPILED)))
+
+
+def has_vnni() -> bool:
+    """Say whether products of 8-bit integers are added up in 32 bits here; False where the system does not tell."""
+    return any(flag in _VNNI for flag in _cpuinfo().get("flags", "").split())
 
 
 def compiler_problems() -> list[tuple[str, str]]:
@@ -41,7 +48,7 @@ def compiler_problems() -> list[tuple[str, str]]:
 
 def _cpuinfo() -> dict[str, str]:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return {}
     return {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
