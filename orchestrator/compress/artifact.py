@@ -30,15 +30,6 @@ if TYPE_CHECKING:
     from orchestrator.spec.job import JobSpec
 
 HELD_OUT = 256
-_JOB_SECTIONS = {
-    "version",
-    "name",
-    "model",
-    "data",
-    "optim",
-    "train",
-    "compress",
-}  # no tracking URI: it may hold a password
 WEIGHTS_FILE = "model.safetensors"
 _PACKAGES = ("torch", "torch-pruning", "numpy")
 
@@ -125,7 +116,7 @@ def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], fo
         split=trained.split,
         baseline_bytes=len(safetensors_bytes(trained.model)),
         lineage=lineage,
-        job=kept_job(trained.job, _JOB_SECTIONS),
+        job=kept_job(trained.job, "compress"),
         job_digest=job_digest(trained.job),
         checkpoint=trained.checkpoint,
         versions=_versions(state.format),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.spec.job import JobSpec
 
 MANIFEST_FILE = "manifest.json"
+_JOB_SECTIONS = {"version", "name", "model", "data", "optim", "train"}
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,12 @@ class Manifest:
     version: int = 1
 
 
-def kept_job(job: JobSpec, sections: set[str]) -> dict[str, Any]:
-    """Return sections of a job for a file that is handed on: no tracking, and no secret that the data needs."""
-    kept = job.model_dump(mode="json", include=sections)
+def kept_job(job: JobSpec, *more: str) -> dict[str, Any]:
+    """Return what a file that is handed on says of its job: no tracking (it may name a password), no secret of the data.
+
+    `more` names further sections.
+    """
+    kept = job.model_dump(mode="json", include=_JOB_SECTIONS | set(more))
     return kept | {"data": redact_data(kept["data"])}
 
 

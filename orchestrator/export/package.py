@@ -27,7 +27,6 @@ from orchestrator.spec.job import JobSpec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_JOB_SECTIONS = {"version", "name", "model", "data", "optim", "train"}  # no tracking URI: it may hold a password
 _EXAMPLE_ROWS = 2
 
 
@@ -199,7 +198,7 @@ class ExportBatch:
             versions=versions,
             inputs=_signature(inputs) | {"transform": dict(source.transform)},
             outputs=_signature(outputs),
-            job=kept_job(source.job, _JOB_SECTIONS),
+            job=kept_job(source.job),
             job_digest=job_digest(source.job),
             checkpoint=source.checkpoint,
             weights_digest=source.weights_digest,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -15,28 +13,18 @@ from orchestrator.sweep import told
 from orchestrator.sweep.check import build_space
 from tests.sweep.fakes import FakePool, Trainer, drive, folder_for
 from tests.sweep.jobs import tiny_sweep
-
-SECRETS = {"track": {"uri": "http://me:hunter2@example.org", "tags": {"api_key": "abc123"}}}
+from tests.tracking.secrets import SECRETS, SILENT, assert_kept_for_the_owner_and_told_masked
 
 
 def test_a_sweeps_job_is_kept_for_its_owner_only_and_told_without_its_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    silent = SimpleNamespace(wait_ready=lambda: None, stop=lambda grace_s: None)
-    monkeypatch.setattr(told, "start_sender", lambda *_: silent)
+    monkeypatch.setattr(told, "start_sender", lambda *_: SILENT)
     job, run = load_spec(tiny_sweep(tmp_path, {}, **SECRETS)), create_run(tmp_path, "tiny", kind="sweep")
     tracking = told.SweepTracking(run, job, resume=False)
     tracking.describe(build_space(job), "test")
     tracking.shut()
-    kept = run.resolved_yaml.read_text()
-    assert "hunter2" in kept
-    assert "abc123" in kept
-    assert stat.S_IMODE(run.resolved_yaml.stat().st_mode) == 0o600
-    lines = [json.loads(line) for line in (run.spool / "driver.jsonl").read_text().splitlines()]
-    text = next(line["text"] for line in lines if line.get("artifact_file") == "config/resolved.yaml")
-    assert "api_key: '***'" in text
-    assert "hunter2" not in str(lines)
-    assert "abc123" not in str(lines)
+    assert_kept_for_the_owner_and_told_masked(run)
 
 
 def test_the_job_of_a_trial_is_for_its_owner_only(tmp_path: Path) -> None:
