@@ -126,11 +126,6 @@ class Pool:
             self._disband(gang)
 
     @property
-    def working(self) -> list[int]:
-        """Trials that are under way."""
-        return [gang.trial for gang in self._gangs if gang.trial is not None]
-
-    @property
     def nodes(self) -> list[Node]:
         """All nodes that are alive, as if nothing ran on them. Nodes come and go: looked up once a second."""
         if time.monotonic() - self._looked > _LOOK_S:

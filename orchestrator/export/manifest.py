@@ -73,9 +73,9 @@ class Manifest:
 
 
 def kept_job(job: JobSpec, *more: str) -> dict[str, Any]:
-    """Return what a file that is handed on says of its job: no tracking (it may name a password), no secret of the data.
+    """Return what a file that is handed on says of its job: no tracking, no secret of the data.
 
-    `more` names further sections.
+    `more` names further sections. Tracking may name a password in its URI.
     """
     kept = job.model_dump(mode="json", include=_JOB_SECTIONS | set(more))
     return kept | {"data": redact_data(kept["data"])}

@@ -131,7 +131,7 @@ def test_a_rank_that_died_of_another_is_not_the_cause_though_it_is_heard_first(
     train(pool, ray, TWO)
     ray.done["start-1"] = told(PEER)
     assert pool.poll(0.0) == []
-    assert pool.working == [7]
+    assert [gang.trial for gang in pool._gangs] == [7]
     ray.done["start-0"] = told(cause)
     assert only(pool.poll(0.0)) == cause
     assert pool.free[0].cpus == 4.0
