@@ -47,7 +47,7 @@ def as_function(state: State) -> Callable[[Tensor], Tensor]:
             return outputs
 
         return forward
-    run = open_folder(state.file().parent, state.format, state.files)
+    run = open_folder(state.file().parent, state.format, state.files, target=state.target)
     return lambda inputs_B: torch.from_numpy(run(inputs_B.contiguous().numpy()))
 
 
@@ -126,6 +126,7 @@ def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], fo
         restored=_restored(state),
         weights={str(bits): count for bits, count in state.weights.items()},
         loss=loss_of(trained.job, trained.plan),
+        target=state.target,
         eager={} if any(name in beside for name in reference_files(state.format)) else _eager_quality(trained),
     )
     write_page(place, page)

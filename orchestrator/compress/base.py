@@ -34,7 +34,7 @@ class State:
     `model` is the newest model in memory: the state itself, or what the files were made of. `masks` names weights that
     stay zero (True: kept), `codes` weights that share values (int64, the number of a weight's value in its layer; -1:
     not shared). `files` lie in `folder` and are all that is needed to run. `weights` says of mixed precision how many
-    weights are kept in so many bits.
+    weights are kept in so many bits. `target`: what files are run on to be judged, `cpu` or `cuda`.
     """
 
     kind: str
@@ -46,6 +46,7 @@ class State:
     format: str = ""
     scheme: str = "fp32"
     weights: Mapping[int, int] = field(default_factory=dict)
+    target: str = "cpu"
 
     def file(self) -> Path:
         """Return the one file of an exported graph or artifact."""

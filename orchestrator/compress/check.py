@@ -27,6 +27,7 @@ _LIMITS: dict[str, dict[str, float]] = {
     "int8-static": {"sqnr_db": 15.0, "agreement": 0.95},
     "int8-dynamic": {"sqnr_db": 15.0, "agreement": 0.9},
     "float8": {"sqnr_db": 20.0, "agreement": 0.7},  # errors grow with the number: the best scores have the largest
+    "2:4": {"sqnr_db": 30.0, "agreement": 0.95},
     "int8-weight": {"sqnr_db": 20.0, "agreement": 0.95},
     "int4-weight": {"sqnr_db": 5.0, "agreement": 0.7},
     "mixed": {"sqnr_db": 5.0, "agreement": 0.7},
@@ -136,7 +137,7 @@ def main(arguments: list[str]) -> int:
     try:
         folder = Path(arguments[0])
         page = read_page(folder)
-        runtime = runtime_of(page.format)
+        runtime = runtime_of(page.format, page.target)
         for name in {*ALWAYS_REFUSED, *runtime.refused} - set(runtime.code):
             sys.modules[name] = None  # type: ignore[assignment]
         answer: dict[str, Any] = check(folder, page, runtime)

@@ -20,9 +20,9 @@ _LEAST_SCALE = 1e-12  # a row of zeros has a scale, too
 _LOW = torch.bfloat16  # the one type in which every kernel for scales by rows gives its answers
 
 
-def require_able() -> None:
-    """Raise NotAbleError with torch's reason where it does not multiply in float8 on this machine's processor."""
-    numbers, scales = torch.ones(16, 16).to(FLOAT8), torch.ones(16, 1)
+def require_able(device: torch.device | str = "cpu") -> None:
+    """Raise NotAbleError with torch's reason where it does not multiply in float8 on a device of this machine."""
+    numbers, scales = torch.ones(16, 16, device=device).to(FLOAT8), torch.ones(16, 1, device=device)
     try:
         found = torch._scaled_mm(numbers, numbers.t(), scales, scales.t().contiguous(), out_dtype=_LOW)
     except (AttributeError, RuntimeError) as error:

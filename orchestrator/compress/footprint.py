@@ -1,8 +1,8 @@
 """What does a process take that answers one batch? Prints seconds until the first answer and the peak of its memory.
 
-`python -m orchestrator.compress.footprint KIND FOLDER FORMAT STARTED`: KIND is eager, runtime (the model as it was, in
-FORMAT's runtime) or candidate; STARTED is the starter's monotonic clock. A process each, so that nothing is counted for
-another.
+`python -m orchestrator.compress.footprint KIND FOLDER FORMAT TARGET STARTED`: KIND is eager, runtime (the model as it
+was, in FORMAT's runtime) or candidate; TARGET is cpu or cuda; STARTED is the starter's monotonic clock. A process each,
+so that nothing is counted for another.
 """
 
 from __future__ import annotations
@@ -23,17 +23,21 @@ def main(arguments: list[str]) -> int:
     """Answer one batch and say what it took."""
     import numpy as np
 
-    kind, folder, format, started = arguments[0], Path(arguments[1]), arguments[2], float(arguments[3])
-    with np.load(folder.parent / "evaluation.npz", allow_pickle=False) as file:
+    kind, folder, format, target, started = arguments
+    with np.load(Path(folder).parent / "evaluation.npz", allow_pickle=False) as file:
         inputs = np.ascontiguousarray(file["inputs"][:_ROWS])
-    run = _open(kind, folder, format)
+    run = _open(kind, Path(folder), format, target)
     run(inputs)
-    ready_s = time.monotonic() - started
-    sys.stdout.write(json.dumps({"ready_s": ready_s, "peak_rss_bytes": peak_rss_bytes()}) + "\n")
+    found = {"ready_s": time.monotonic() - float(started), "peak_rss_bytes": peak_rss_bytes()}
+    if target == "cuda":
+        import torch
+
+        found["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
+    sys.stdout.write(json.dumps(found) + "\n")
     return 0
 
 
-def _open(kind: str, folder: Path, format: str) -> Run:
+def _open(kind: str, folder: Path, format: str, target: str) -> Run:
     """Return what shall answer. Of an artifact its page is not read: that is no part of deploying it."""
     if kind == "eager":
         from orchestrator.compress.manifest import read_page
@@ -43,8 +47,8 @@ def _open(kind: str, folder: Path, format: str) -> Run:
     from orchestrator.compress.runtimes.base import REFERENCE, open_folder, runtime_of
 
     if kind == "runtime":
-        return open_folder(folder.parent / REFERENCE, runtime_of(format).reference)
-    return open_folder(folder, format)
+        return open_folder(folder.parent / REFERENCE, runtime_of(format).reference, target=target)
+    return open_folder(folder, format, target=target)
 
 
 def peak_rss_bytes() -> int:

@@ -19,11 +19,15 @@ class Format:
     """Where the code of a format is (`module:name`, loaded when it is needed), and what it can do."""
 
     runtime: str
+    runtimes: Mapping[str, str] = field(default_factory=dict)
+    """Where the runtime for another target than `cpu` is, by target."""
     writer: str = ""
     quantiser: str = ""
     """A function of (state, context, config of `quantise`) that returns a Change; empty: there is none."""
     schemes: tuple[str, ...] = ()
     """Schemes of `quantise` that the format can be in."""
+    targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By scheme, the values of `quantise`'s `target` that it can have; `cpu` where none is named."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Why another scheme cannot be had, by scheme; `` for all others."""
     qat: bool = False
@@ -71,9 +75,11 @@ FORMATS: dict[str, Format] = {
     ),
     "program": Format(
         runtime="orchestrator.compress.runtimes.program:RUNTIME",
+        runtimes={"cuda": "orchestrator.compress.runtimes.program:ON_CUDA"},
         writer="orchestrator.compress.writers.program:write",
-        quantiser="orchestrator.compress.writers.float8:quantise",
-        schemes=("float8",),
+        quantiser="orchestrator.compress.writers.program:quantise",
+        schemes=("float8", "2:4"),
+        targets={"float8": ("cpu", "cuda"), "2:4": ("cuda",)},
         refusals={"": "a program with integers runs at 0.2 to 0.56 x the speed of fp32 in eager PyTorch (measured)"},
     ),
     "aoti": Format(
@@ -108,16 +114,10 @@ FORMATS: dict[str, Format] = {
 }
 
 
-_SPARSE = (
-    "torch's operators for it have no kernels on a processor, where a file is run to be verified; in fp32 they skip "
-    "one of two, not two of four. It takes an NVIDIA GPU from Ampere on (compute capability 8.0) and weights in 16 "
-    "bits, with torch.sparse.to_sparse_semi_structured there or a TensorRT engine"
-)
-ELSEWHERE: Mapping[str, tuple[str, str]] = {
-    "2:4": (_SPARSE, "write int8-static; for a smaller file by the zeros: `prune` with kind: 2:4, and `pack`"),
+NEVER: Mapping[str, str] = {
+    "float8": "of the runtimes here torch alone multiplies in float8",
+    "2:4": "of the runtimes here torch alone skips two of every four weights, on NVIDIA GPUs",
 }
-"""Schemes that no format here can be in, why, and what to write instead."""
-NEVER: Mapping[str, str] = {"float8": "of the runtimes here torch alone multiplies in float8"}
 """Why all formats but those that name a scheme cannot be in it."""
 
 
@@ -129,9 +129,6 @@ def load(place: str) -> Any:
 
 def refusal(format: str, scheme: str) -> tuple[str, str]:
     """Return why a format cannot be in a scheme of `quantise`, and what to write instead."""
-    if scheme in ELSEWHERE:
-        why, hint = ELSEWHERE[scheme]
-        return f"{scheme} has no place in {format}: {why}", hint
     found = FORMATS[format]
     why = found.refusals.get(scheme) or NEVER.get(scheme) or found.refusals.get("") or "its tools have no such scheme"
     able = [name for name, other in FORMATS.items() if scheme in other.schemes]

@@ -72,6 +72,8 @@ class Page:
 
     A page of before has none: cross-entropy without options, or what else fits the kind of target.
     """
+    target: str = "cpu"
+    """What the file is run on to be judged, and the model before beside it: `cpu` or `cuda`."""
     eager: Mapping[str, float] = field(default_factory=dict)
     """Quality of the model before in eager PyTorch, where it has no form in the runtime to be compared with."""
 

@@ -11,6 +11,7 @@ from orchestrator.compress.finetune import feature_problems, lessons_of, mixup_p
 from orchestrator.compress.finetune import layout_problems as ranks_problems
 from orchestrator.compress.formats import FORMATS, exported_as, load, missing, refusal
 from orchestrator.errors import ExportError
+from orchestrator.plan.available import Available
 from orchestrator.plan.compress import largest_layer
 
 if TYPE_CHECKING:
@@ -24,9 +25,13 @@ _MOST, _MOST_CONV = 8.0, 4.0
 _RANGES, _ROUNDINGS = ("minmax", "entropy", "percentile"), ("minmax", "gptq", "awq", "scale")
 _FLOAT_TARGETS = ("cnn", "resnet")  # convolutions have no kernels for weight-only integers
 _FLAT = ("mlp", "perceptron", "neuron")
-_NOT_FLOAT8 = {"cnn": "convolutions", "resnet": "convolutions", "rnn": "recurrent layers"}
+_LINEAR_ONLY = {"float8": "linear layers and embeddings", "2:4": "linear layers"}
+_OTHER_LAYERS = {"cnn": "convolutions", "resnet": "convolutions", "rnn": "recurrent layers"}
+_ONE_TENSOR = {"moe": "experts that lie in one tensor"}
 LEAST_FLOAT8 = 160
 """Weights of the smallest layer that takes half of its bytes in float8, filled up to 16 x 16 and with its scales."""
+LEAST_SPARSE = 32 * 64
+"""Weights of the smallest layer that kernels for 2:4 take."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,16 @@ class Config:
     beside rounding (openvino only): `gptq` lets weights that are yet to be rounded make up for those that are, `awq`
     widens channels that weigh much first, `scale` chooses scales by the layer's outputs.
     `float8`: weights, and inputs as they come, in 8-bit floating point (linear layers and embeddings; program only).
-    `2:4` is known and refused: it takes a GPU.
+    `2:4`: linear layers that `prune` left two of every four weights keep no more than those, in bfloat16, and a GPU
+    skips the rest (program only, target cuda).
+    `target`: what the file is run on to be judged, and what it is compared on: `cpu`, or `cuda` (float8 and 2:4).
     `qat` trains the exported model on the very integers first, and exports it again.
     """
 
     scheme: Literal["int8-static", "int8-dynamic", "int8-weight", "int4-weight", "mixed", "float8", "2:4"] = (
         "int8-static"
     )
-    target: Literal["cpu"] = "cpu"
+    target: Literal["cpu", "cuda"] = "cpu"
     algorithm: Literal["minmax", "entropy", "percentile", "gptq", "awq", "scale"] = "minmax"
     group: int = 32
     qat: Qat | None = None
@@ -86,7 +93,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.group not in (16, 32, 64, 128, 256):
             raise ValueError(f"group must be 16, 32, 64, 128 or 256, not {self.group}")
-        if self.scheme in ("int8-static", "int8-dynamic", "float8") and self.group != 32:
+        if self.scheme in ("int8-static", "int8-dynamic", "float8", "2:4") and self.group != 32:
             raise ValueError(f"group means nothing for {self.scheme}: leave it out")
         known = {"int8-static": _RANGES, "mixed": _RANGES, "int4-weight": _ROUNDINGS}.get(self.scheme, ("minmax",))
         if self.algorithm not in known:
@@ -104,8 +111,9 @@ def flow(config: Config) -> tuple[str, str]:
 
 def plan_problems(config: Config, model: str, widths: Widths | None) -> list[Complaint]:
     """Return what does not work out with this model, as (key, message, hint)."""
-    if config.scheme == "float8" and model in _NOT_FLOAT8:
-        message = f"float8 changes linear layers and embeddings only, and {model} is made of {_NOT_FLOAT8[model]}"
+    other = _OTHER_LAYERS.get(model) or (_ONE_TENSOR.get(model) if config.scheme == "2:4" else None)
+    if config.scheme in _LINEAR_ONLY and other is not None:
+        message = f"{config.scheme} changes {_LINEAR_ONLY[config.scheme]} only, and {model} is made of {other}"
         return [("scheme", message, "export as onnx, and write int8-static")]
     if model in _FLOAT_TARGETS and config.scheme in ("int8-dynamic", "int8-weight", "int4-weight"):
         message = f"{config.scheme} changes linear layers only, and {model} is made of convolutions"
@@ -118,7 +126,7 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
     format = exported_as(job)
     if config.scheme not in FORMATS[format].schemes:
         return [("scheme", *refusal(format, config.scheme))]
-    unknown = _option_problems(config, format)
+    unknown = _target_problems(config, job, format) or _option_problems(config, format)
     if unknown:
         return unknown
     if config.qat is not None and not FORMATS[format].qat:
@@ -164,12 +172,36 @@ def _flat_problems(config: Config, job: JobSpec, format: str) -> list[Complaint]
     return [("scheme", message, "write int8-static or int8-dynamic")]
 
 
+def _target_problems(config: Config, job: JobSpec, format: str) -> list[Complaint]:
+    """Return why a file in the scheme cannot be judged on the target, or here, as (key, message, hint)."""
+    able = FORMATS[format].targets.get(config.scheme, ("cpu",))
+    if config.scheme == "2:4" and config.target not in able:
+        message = "torch's operators that skip two of every four weights have no kernels on a processor: it takes an "
+        message += "NVIDIA GPU from Ampere on (compute capability 8.0)"
+        hint = "write target: cuda; for a smaller file by the zeros: `prune` with kind: 2:4, and `pack`"
+        return [("target", message, hint)]
+    if config.target not in able:
+        message = f"{config.scheme} in {format} runs on the processor"
+        return [("target", message, "leave it out, or export as program with scheme: float8 or 2:4")]
+    if config.target == "cuda" and job.cluster.address is None and Available.local().num_gpus == 0:
+        message = "the file is judged on an NVIDIA GPU, and this machine has none"
+        return [("target", message, "compress on one that has: `orchestrator compress RUN JOB`, or write int8-static")]
+    return []
+
+
 def _size_problems(config: Config, job: JobSpec) -> list[Complaint]:
-    """Return that no layer is large enough for float8, as (key, message, hint)."""
-    if config.scheme != "float8":
-        return []
+    """Return that no layer is large enough for the scheme, or has the zeros it takes, as (key, message, hint)."""
     largest = largest_layer(job)
-    if largest is None or largest >= LEAST_FLOAT8:
+    if config.scheme == "2:4":
+        if not any(step.use == "prune" and step.options.get("kind") == "2:4" for step in job.compress.steps):
+            hint = "put `prune` with kind: 2:4 before export, and a `finetune` after it"
+            return [("scheme", "2:4 keeps two of every four weights, and no step makes the others zero", hint)]
+        if largest is not None and largest < LEAST_SPARSE:
+            message = (
+                f"the largest layer of model {job.model.use} has {largest} weights: the kernels take no fewer than "
+            )
+            return [("scheme", f"{message}{LEAST_SPARSE} (32 outputs of 64 inputs)", "widen the model, or use float8")]
+    if config.scheme != "float8" or largest is None or largest >= LEAST_FLOAT8:
         return []
     message = (
         f"the largest layer of model {job.model.use} has {largest} weights: filled up to multiples of 16, as float8 is "
@@ -216,8 +248,10 @@ class Quantise:
         self.config = config
 
     def require_able(self) -> None:
-        """Raise NotAbleError where torch does not multiply in float8, before other steps train for hours."""
-        if self.config.scheme == "float8":
+        """Raise NotAbleError where nothing here multiplies as the scheme takes it, before steps train for hours."""
+        if self.config.target == "cuda":
+            load("orchestrator.compress.runtimes.device:require_gpu")(self.config.scheme)
+        elif self.config.scheme == "float8":
             load("orchestrator.compress.float8:require_able")()
 
     def apply(self, state: State, context: Context) -> Change:

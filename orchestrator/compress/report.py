@@ -10,6 +10,11 @@ from orchestrator.compress.pipeline import Outcome, StepReport
 from orchestrator.compress.timing import NOISY
 
 _MIB = 1 << 20
+_KINDS = {
+    "integer_operators": "compute on integers",
+    "float8_operators": "multiply in float8",
+    "sparse_operators": "keep two of every four weights",
+}
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -28,7 +33,7 @@ def metrics(outcome: Outcome) -> dict[str, float]:
     found |= _checked(outcome.checked)
     for row in outcome.timing:
         place = f"b{row['batch']}_t{row['threads']}"
-        for name in ("speedup", "speedup_runtime", "ms"):
+        for name in ("speedup", "speedup_runtime", "speedup_dense", "ms"):
             if name in row:
                 found[f"compress/{name}_{place}"] = row[name]
     for kind, figures in outcome.processes.items():
@@ -45,6 +50,7 @@ def _checked(checked: Mapping[str, Any]) -> dict[str, float]:
         "coverage",
         "integer_operators",
         "float8_operators",
+        "sparse_operators",
         "restored_bytes",
         "accuracy_delta",
         "loss_delta",
@@ -99,7 +105,7 @@ def _file_lines(outcome: Outcome) -> list[str]:
     lines.append(f"  {checked['size_bytes']:,} bytes in all files needed, {checked['size_ratio']:.2f} x smaller")
     if "restored_bytes" in checked:
         lines.append(f"  storage: restored bit for bit to {checked['restored_bytes']:,} bytes, then run as timed below")
-    for name, kind in (("integer_operators", "compute on integers"), ("float8_operators", "multiply in float8")):
+    for name, kind in _KINDS.items():
         if checked.get(name):
             lines.append(f"  {checked[name]} operators {kind}, {checked['coverage']:.1%} of the weights")
     lines += [_timing_line(row) for row in outcome.timing]
@@ -109,19 +115,25 @@ def _file_lines(outcome: Outcome) -> list[str]:
             f"  process: {new['peak_rss_bytes'] / _MIB:.0f} MiB (eager fp32: {old['peak_rss_bytes'] / _MIB:.0f}), "
             f"ready in {new['ready_s']:.2f} s ({old['ready_s']:.2f})"
         )
+        if "peak_gpu_bytes" in new:
+            on_gpu = [kind["peak_gpu_bytes"] / _MIB for kind in (new, old)]
+            lines.append(f"  GPU memory: {on_gpu[0]:.1f} MiB (eager fp32: {on_gpu[1]:.1f})")
     for name, value in outcome.control.items():
         lines.append(f"  control, same finetuning without compression: {name} {value:.4f}")
     return lines
 
 
 def _timing_line(row: Mapping[str, Any]) -> str:
-    place = f"  batch {row['batch']}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}:"
+    where = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+    place = f"  batch {row['batch']}, {'on the GPU' if row.get('target') == 'cuda' else where}:"
     if row["verdict"] != "ok":
         again = f" (the same file twice differs by {row['noise']:.0%})" if row["verdict"] == NOISY else ""
         return f"{place} {row['verdict']}{again}"
     text = f"{place} {_speed(row['speedup'])} fp32 eager"
     if "speedup_runtime" in row:
         text += f", {_speed(row['speedup_runtime'])} fp32 in the same runtime"
+    if "speedup_dense" in row:
+        text += f", {_speed(row['speedup_dense'])} the same file with its zeros multiplied"
     return f"{text} ({row['ms']:.3f} ms, A/A within {row['noise']:.1%})"
 
 

@@ -6,6 +6,9 @@ best of all rounds. Where the A/A pair differs by more than 3 %, no figure is gi
 another load on the machine may pass, and the A/A pair alone decides, never the ratio. Nor is there a figure where eager
 PyTorch is far slower with more threads than with one: its threads wait for one another, and a core taken away by
 another process would pass for a speed-up.
+
+With target cuda all of them run on the GPU, from the batch in memory to the answer in memory: wall time, median over
+rounds, whatever the number of threads. A file that skips zeros is also compared with itself, zeros multiplied.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.compress.manifest import EVAL_FILE, Page, read_page
-from orchestrator.compress.runtimes.base import REFERENCE, open_folder, open_reference
+from orchestrator.compress.runtimes.base import REFERENCE, open_folder, open_reference, read_files
 
 if TYPE_CHECKING:
     from orchestrator.compress.runtimes.base import Array, Run
@@ -47,7 +50,7 @@ def time_all(folder: Path) -> list[dict[str, Any]]:
     eager = open_eager(folder, page)
     cores = int(Available.local().num_cpus)
     rows: list[dict[str, Any]] = []
-    for threads in page.measure["threads"]:
+    for threads in page.measure["threads"] if page.target == "cpu" else [1]:
         if threads > max(1, cores):
             continue
         torch.set_num_threads(threads)
@@ -56,13 +59,22 @@ def time_all(folder: Path) -> list[dict[str, Any]]:
         if before is not None:
             runs["runtime"] = before
         for name in ("candidate", "again"):
-            runs[name] = open_folder(folder, page.format, page.needed, threads)
+            runs[name] = open_folder(folder, page.format, page.needed, threads, page.target)
+        if page.scheme == "2:4":
+            runs["dense"] = _with_zeros(folder, page)
+        clock = time.process_time if page.target == "cpu" and threads == 1 else time.perf_counter
         for batch in page.measure["batch"]:
             inputs = _inputs(folder, batch)
             limit_s = MAX_SLOWDOWN * _alone(eager, inputs, threads) if threads > 1 else None
-            found = settle(partial(_compare, runs, inputs, threads, page.measure["rounds"], limit_s))
-            rows.append({"batch": batch, "threads": threads, **found})
+            found = settle(partial(_compare, runs, inputs, threads, clock, page.measure["rounds"], limit_s))
+            rows.append({"batch": batch, "threads": threads, "target": page.target, **found})
     return rows
+
+
+def _with_zeros(folder: Path, page: Page) -> Run:
+    from orchestrator.compress.runtimes.program import WITH_ZEROS
+
+    return WITH_ZEROS.open(read_files(folder, page.needed))
 
 
 def settle(measure: Callable[[], dict[str, Any]], attempts: int = ATTEMPTS) -> dict[str, Any]:
@@ -77,22 +89,17 @@ def settle(measure: Callable[[], dict[str, Any]], attempts: int = ATTEMPTS) -> d
 
 
 def open_eager(folder: Path, page: Page) -> Run:
-    """Return the fp32 model as it was in eager PyTorch, as a function of a batch."""
-    import torch
+    """Return the fp32 model as it was in eager PyTorch on the page's target, as a function of a batch."""
     from safetensors.torch import load_file
 
+    from orchestrator.compress.runtimes.device import device_of
+    from orchestrator.compress.runtimes.program import run_of
     from orchestrator.export.restore import restore_model
     from orchestrator.spec.base import Use
 
     weights = load_file(str(folder.parent / REFERENCE / "model.safetensors"))
-    model = restore_model(Use.model_validate(page.job["model"]), weights)
-
-    def run(inputs_B: Array) -> Array:
-        with torch.inference_mode():
-            outputs: Array = model(torch.from_numpy(inputs_B)).numpy()
-        return outputs
-
-    return run
+    device = device_of(page.target)
+    return run_of(restore_model(Use.model_validate(page.job["model"]), weights).to(device), device)
 
 
 def _inputs(folder: Path, batch: int) -> Array:
@@ -115,9 +122,13 @@ def _alone(eager: Run, inputs: Array, threads: int) -> float:
 
 
 def _compare(
-    runs: dict[str, Run], inputs: Array, threads: int, rounds: int, limit_s: float | None = None
+    runs: dict[str, Run],
+    inputs: Array,
+    threads: int,
+    clock: Callable[[], float],
+    rounds: int,
+    limit_s: float | None = None,
 ) -> dict[str, Any]:
-    clock = time.process_time if threads == 1 else time.perf_counter
     calls = {name: _calls(run, inputs) for name, run in runs.items()}
     spent: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
@@ -145,7 +156,7 @@ def summarise(spent: dict[str, list[float]], *, one_thread: bool, limit_s: float
     if limit_s is not None and min(spent["eager"]) > limit_s:
         return {"noise": noise, "verdict": DISTURBED}
     found: dict[str, Any] = {"noise": noise, "verdict": "ok", "ms": 1000 * typical, "speedup": ratios["eager"]}
-    return found | ({"speedup_runtime": ratios["runtime"]} if "runtime" in ratios else {})
+    return found | {f"speedup_{name}": ratios[name] for name in ("runtime", "dense") if name in ratios}
 
 
 def _calls(run: Run, inputs: Array) -> int:

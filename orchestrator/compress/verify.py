@@ -40,7 +40,8 @@ def weigh_processes(folder: Path) -> dict[str, dict[str, float]]:
     compared = any(name in page.beside for name in reference_files(page.format))
     kinds = ["eager", *(["runtime"] if compared else []), "candidate"]
     for kind in kinds:
-        starts = [_ask("footprint", [kind, str(folder), page.format, str(time.monotonic())]) for _ in range(_STARTS)]
+        asked = [kind, str(folder), page.format, page.target]
+        starts = [_ask("footprint", [*asked, str(time.monotonic())]) for _ in range(_STARTS)]
         found[kind] = {name: min(start[name] for start in starts) for name in starts[0]}
     return found
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.compress import runtimes
 from orchestrator.compress.manifest import CHECK_FILE, Page, check_files, read_page
 from orchestrator.errors import ExportError
 from orchestrator.export.manifest import json_digest
@@ -70,7 +71,13 @@ def _pack_served(
         str(packed),
         python_model=str(code),
         artifacts={name: str(folder / name) for name in page.needed},
-        model_config={"sha256": digests, "dtype": page.inputs["dtype"]},
+        model_config={
+            "sha256": digests,
+            "dtype": page.inputs["dtype"],
+            "scheme": page.scheme,
+            "target": page.target,
+        },
+        code_paths=[str(Path(runtimes.__file__).with_name("two_of_four.py"))] if page.scheme == "2:4" else None,
         signature=signature_of(page),
         input_example=_example(folder),
         pip_requirements=[f"{name}=={page.versions[name].split('+')[0]}" for name in SERVED[page.format]],

@@ -1,10 +1,10 @@
 """What compression makes of four models: file, speed, quality, memory, each measured from the file as a job does.
 
 `python -m tests.benchmarks compression` runs all, `python -m tests.benchmarks.compression digits archive` some of
-digits, archive, resnet18, text, speed, openvino and formats (those that are installed). The models are trained here in
-one process; ratios are those of `compress.timing`: contenders in turn, an A/A pair, no figure where it is too noisy.
-The ResNet-18 and the large language model are trained for a few steps only: they stand for their sizes, not for what
-they know.
+digits, archive, resnet18, text, speed, openvino, formats (those that are installed) and gpu. The models are trained
+here in one process; ratios are those of `compress.timing`: contenders in turn, an A/A pair, no figure where it is too
+noisy. The ResNet-18 and the large language models are trained for a few steps only: they stand for their sizes, not for
+what they know.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ RESNET18 = {
 IMAGES = {"use": "synthetic", "kind": "images", "channels": 3, "image_size": 32, "classes": 10, "num_samples": 640}
 SMALL = {"use": "transformer", "vocab": 256, "seq_len": 64, "dim": 128, "layers": 4, "heads": 4}
 MEDIUM = {"use": "transformer", "vocab": 256, "seq_len": 64, "dim": 512, "layers": 3, "heads": 8}
+WIDE = {"use": "transformer", "vocab": 256, "seq_len": 64, "dim": 1024, "layers": 4, "heads": 16}
 LARGE = {"use": "transformer", "vocab": 256, "seq_len": 64, "dim": 512, "layers": 6, "heads": 8}
 
 
@@ -152,6 +153,23 @@ def _formats(place: Path) -> list[tuple[str, str]]:
     return rows
 
 
+def _gpu(place: Path) -> list[tuple[str, str]]:
+    """What a GPU makes of float8 and of two of every four weights, on a language model of 50M weights."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return [("float8 and 2:4 on a GPU", "no figure: torch sees no NVIDIA GPU here")]
+    data = {"use": "text", "corpus": "python", "seq_len": 64, "max_bytes": 300_000}
+    program, zeros = {"use": "export", "format": "program"}, {"use": "prune", "kind": "2:4"}
+    trained = make_trained(_job(WIDE, data, [program]), epochs=0.5)
+    rows = []
+    for scheme, before in {"float8": [], "2:4": [zeros, {"use": "finetune", "epochs": 0.2}]}.items():
+        steps = [*before, program, {"use": "quantise", "scheme": scheme, "target": "cuda"}]
+        outcome = _compress(replace(trained, job=_job(WIDE, data, steps)), place / scheme.replace(":", "-"))
+        rows += _all_rows(f"language model of 50M, {scheme} on {torch.cuda.get_device_name()}", outcome)
+    return rows
+
+
 def _with_steps(job: JobSpec, steps: list[dict[str, Any]]) -> dict[str, Any]:
     page = job.model_dump(mode="json", include={"name", "model", "data", "train", "optim"})
     return page | {"compress": {"steps": steps, "measure": {"batch": [1, 32], "threads": [1], "rounds": 24}}}
@@ -165,6 +183,7 @@ _PARTS = {
     "speed": _speed,
     "openvino": _openvino,
     "formats": _formats,
+    "gpu": _gpu,
 }
 
 
@@ -197,6 +216,8 @@ def _speed_rows(what: str, outcome: Outcome) -> list[tuple[str, str]]:
     rows = []
     for row in (row for row in outcome.timing if row["threads"] == 1):
         text = f"{row['speedup']:.2f} ({row['speedup_runtime']:.2f})" if row["verdict"] == "ok" else row["verdict"]
+        if "speedup_dense" in row:
+            text += f", {row['speedup_dense']:.2f} x itself with its zeros multiplied"
         rows.append((f"{what}: x faster than fp32 eager (same runtime), batch {row['batch']}", text))
     old, new = outcome.processes["eager"], outcome.processes["candidate"]
     memory, ready = new["peak_rss_bytes"] / old["peak_rss_bytes"], new["ready_s"] / old["ready_s"]

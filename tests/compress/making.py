@@ -87,4 +87,4 @@ def in_memory(trained: Trained) -> State:
 def check_here(place: Path) -> dict[str, Any]:
     """Judge an artifact as the checking process does, without the seconds that a process takes to import torch."""
     page = read_page(place)
-    return check(place, page, runtime_of(page.format))
+    return check(place, page, runtime_of(page.format, page.target))

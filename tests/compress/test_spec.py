@@ -136,14 +136,6 @@ def test_problems_of_steps_have_lines(tmp_path: Path) -> None:
     assert problem.line == 6
 
 
-@pytest.mark.parametrize("format", ["onnx", "program", "aoti"])
-def test_kernels_for_two_of_four_are_known_and_refused(format: str) -> None:
-    text = said(job([{"use": "export", "format": format}, {"use": "quantise", "scheme": "2:4"}]))
-    assert f"compress.steps.1.scheme: 2:4 has no place in {format}" in text
-    assert "torch's operators for it have no kernels on a processor" in text
-    assert "for a smaller file by the zeros: `prune` with kind: 2:4, and `pack`" in text
-
-
 def test_what_is_legal_instead_of_them_is_taken() -> None:
     zeros = [{"use": "prune", "kind": "2:4"}, {"use": "finetune"}, {"use": "export"}, {"use": "pack"}]
     for steps in ([{"use": "export"}, {"use": "quantise", "scheme": "int8-static"}], zeros):

@@ -20,6 +20,7 @@ from orchestrator.runs.spool import SpoolWriter
 from orchestrator.tracking.pump import Pump
 from orchestrator.tracking.request import read_state, resolve_uri
 from tests.compress.making import RESNET, STEPS, make_job, make_trained
+from tests.compress.pretended import pretended_gpu
 from tests.tracking.conftest import drain
 from tests.tracking.test_model import make_export, record_model
 
@@ -38,26 +39,39 @@ OPENVINO = ({"use": "export", "format": "openvino"}, {"use": "quantise"})
 PROGRAM = (*STEPS[:2], {"use": "export", "format": "program"})
 AOTI = ({"use": "export", "format": "aoti"}, {"use": "quantise"})
 EXECUTORCH = ({"use": "export", "format": "executorch"}, {"use": "quantise"})
+SPARSE = (
+    {"use": "prune", "kind": "2:4"},
+    {"use": "export", "format": "program"},
+    {"use": "quantise", "scheme": "2:4", "target": "cuda"},
+)
 IN_TORCH = ("program", "aoti", "executorch")
+VIT = {"use": "vit", "dim": 64, "layers": 1, "heads": 4}
 WIDE = {"use": "resnet", "channels": [32, 64, 128], "depths": [1, 1, 1]}
 KINDS = [
     STEPS,
     pytest.param(OPENVINO, marks=pytest.mark.slow),
     *(pytest.param(steps, marks=(pytest.mark.slow, pytest.mark.soak)) for steps in (PROGRAM, AOTI, EXECUTORCH)),
     pytest.param(ARCHIVE, marks=pytest.mark.slow),
+    pytest.param(SPARSE, marks=pytest.mark.slow),
 ]
+NAMES = ["int8", "openvino", "program", "aoti", "executorch", "archive", "sparse"]
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=["int8", "openvino", "program", "aoti", "executorch", "archive"])
+@pytest.fixture(scope="module", params=KINDS, ids=NAMES)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Outcome]:
     for steps, module in ((OPENVINO, "nncf"), (AOTI, "torchao"), (EXECUTORCH, "executorch")):
         if request.param is steps:
             pytest.importorskip(module)
-    model = (
-        WIDE if request.param in (AOTI, EXECUTORCH) else RESNET
-    )  # code takes more bytes than the smaller one's weights
-    trained = make_trained(make_job(model, request.param))
-    outcome = compress(trained, tmp_path_factory.mktemp("made") / "compress")
+    folder = tmp_path_factory.mktemp("made") / "compress"
+    if request.param is SPARSE:
+        with pretended_gpu():
+            trained = make_trained(make_job(VIT, request.param), epochs=1)
+            outcome = compress(trained, folder, timed=False)
+    else:
+        # Code takes more bytes than the smaller one's weights.
+        model = WIDE if request.param in (AOTI, EXECUTORCH) else RESNET
+        trained = make_trained(make_job(model, request.param))
+        outcome = compress(trained, folder)
     assert outcome.ok, outcome.error
     return trained, outcome
 

@@ -54,11 +54,14 @@ class Runtime(Protocol):
         """
 
 
-def runtime_of(format: str) -> Runtime:
-    """Return the runtime of a format. Raises ExportError when none is known here."""
+def runtime_of(format: str, target: str = "cpu") -> Runtime:
+    """Return the runtime of a format on a target. Raises ExportError when none is known here."""
     if format not in FORMATS:
         raise ExportError(f"an artifact of format {format} is not known here", hint=f"formats: {', '.join(FORMATS)}")
-    found: Runtime = load(FORMATS[format].runtime)
+    places = {"cpu": FORMATS[format].runtime, **FORMATS[format].runtimes}
+    if target not in places:
+        raise ExportError(f"{format} on {target} is not known here", hint=f"targets: {', '.join(places)}")
+    found: Runtime = load(places[target])
     return found
 
 
@@ -73,10 +76,14 @@ def read_files(folder: Path, names: Iterable[str] | Mapping[str, FileEntry]) -> 
 
 
 def open_folder(
-    folder: Path, format: str, names: Iterable[str] | Mapping[str, FileEntry] = (), threads: int = 1
+    folder: Path,
+    format: str,
+    names: Iterable[str] | Mapping[str, FileEntry] = (),
+    threads: int = 1,
+    target: str = "cpu",
 ) -> Run:
     """Return the model in a folder as a function of a batch; its files are the format's own where none are named."""
-    runtime = runtime_of(format)
+    runtime = runtime_of(format, target)
     return runtime.open(read_files(folder, names or runtime.files), threads)
 
 
@@ -93,7 +100,7 @@ def open_reference(folder: Path, page: Page, threads: int = 1) -> Run | None:
     entries = {Path(name).name: page.beside[name] for name in reference_files(page.format) if name in page.beside}
     if not entries:
         return None
-    return open_folder(folder.parent / REFERENCE, runtime_of(page.format).reference, entries, threads)
+    return open_folder(folder.parent / REFERENCE, runtime_of(page.format).reference, entries, threads, page.target)
 
 
 def require_integers(integer_operators: int, coverage: float, scheme: str) -> None:

@@ -1,4 +1,4 @@
-"""`torch.export` programs in torch: neither the model's code nor any converter is there."""
+"""`torch.export` programs in torch, on the processor or a GPU: neither the model's code nor any converter is there."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.compress.runtimes.float8 import float8_facts, require_float8
+from orchestrator.compress.runtimes.sparse import require_sparse, sparse_facts
 from orchestrator.errors import ExportError, NotAbleError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.export import ExportedProgram
 
@@ -28,7 +30,10 @@ _SHAPES = re.compile(r"<built-in function \w+>|torch\.sym_\w+|<function sym_\w+ 
 
 
 class Program:
-    """One `model.pt2`, all weights in it. Computes with as many threads as the process has given torch."""
+    """One `model.pt2`, all weights in it. Computes with as many threads as the process has given torch.
+
+    `skip`: weights kept as two of every four are multiplied without their zeros where the target can.
+    """
 
     files: tuple[str, ...] = (_FILE,)
     reference = "program"
@@ -36,10 +41,20 @@ class Program:
     refused: tuple[str, ...] = ("torchao", "torchvision", "onnx", "onnxruntime")
     packages: tuple[str, ...] = ("torch",)
 
+    def __init__(self, target: str = "cpu", *, skip: bool = True) -> None:
+        self._target, self._skip = target, skip
+
     def open(self, contents: Mapping[str, bytes], threads: int = 1) -> Run:
-        """Return the model as a function of a batch."""
+        """Return the model as a function of a batch. Raises NotAbleError where the target's device is missing."""
         (name, content), *_ = contents.items()
-        return run_of(_load(name, content).module())
+        program = _load(name, content)
+        from orchestrator.compress.runtimes.device import device_of
+        from orchestrator.compress.runtimes.two_of_four import kernel_of, skip_zeros
+
+        device = device_of(self._target)
+        module: Any = _moved(program, device).module()
+        skip_zeros(module, kernel_of(device) if self._skip else None)
+        return run_of(module, device)
 
     def inspect(self, contents: Mapping[str, bytes], page: Page) -> dict[str, Any]:
         """Count operators and weights in the archive; refuse weights that nothing reads and operators of others."""
@@ -51,24 +66,30 @@ class Program:
         if foreign:
             raise ExportError(f"{name} uses operators that torch alone does not run: {', '.join(foreign[:3])}")
         products, coverage, others = float8_facts(program)
+        skipping, kept, rest = sparse_facts(program)
         if page.scheme == "float8":
             require_float8(products, coverage, others)
+        elif page.scheme == "2:4":
+            require_sparse(skipping, kept, rest)
         elif page.scheme != "fp32":
-            raise ExportError(f"{page.scheme} in name only: programs are written in fp32 and float8")
+            raise ExportError(f"{page.scheme} in name only: programs are written in fp32, float8 and 2:4")
         return {
-            "coverage": coverage,
+            "coverage": kept if skipping else coverage,
             "weights_by_bits": dict(sorted(_bits(program).items())),
             "integer_operators": 0,
             "float8_operators": products,
+            "sparse_operators": skipping,
             "operators": dict(operators.most_common()),
         }
 
 
-RUNTIME = Program()
+RUNTIME, ON_CUDA = Program(), Program("cuda")
+WITH_ZEROS = Program("cuda", skip=False)
+"""The same file, every zero multiplied: what skipping them is compared with."""
 
 
-def run_of(module: Any) -> Run:
-    """Return what torch has loaded as a function of a batch."""
+def run_of(module: Any, device: torch.device) -> Run:
+    """Return what torch has loaded as a function of a batch, which goes to a device and comes back from it."""
     import torch
 
     def run(inputs_B: Array) -> Array:
@@ -76,7 +97,21 @@ def run_of(module: Any) -> Run:
             outputs: Array = module(torch.from_numpy(inputs_B)).numpy()
         return outputs
 
-    return run
+    def run_there(inputs_B: Array) -> Array:
+        with torch.inference_mode():
+            outputs: Array = module(torch.from_numpy(inputs_B).to(device)).cpu().numpy()
+        return outputs
+
+    return run if device.type == "cpu" else run_there
+
+
+def _moved(program: ExportedProgram, device: torch.device) -> ExportedProgram:
+    if device.type == "cpu":
+        return program
+    from torch.export.passes import move_to_device_pass
+
+    moved: ExportedProgram = move_to_device_pass(program, device)
+    return moved
 
 
 def _load(name: str, content: bytes) -> ExportedProgram:

@@ -1,4 +1,4 @@
-"""Format `program`: a lean `torch.export` program, which runs in torch without the model's code."""
+"""Format `program`: a lean `torch.export` program, also in float8 or 2:4; torch runs it without the model's code."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.compress.base import ARTIFACT, Change, Context, State
 from orchestrator.errors import ExportError
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-    from orchestrator.compress.base import Context
+    from orchestrator.compress.quantise import Config
 
 _TRAIL = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")
 
@@ -23,6 +24,27 @@ def write(model: Any, context: Context, folder: Path, opset: int | None = None) 
 
     save_program(trace_lean(model, context), folder / PROGRAM_FILE)
     return (PROGRAM_FILE,)
+
+
+def quantise(state: State, context: Context, config: Config) -> Change:
+    """Return the program of the model in float8, or with two of every four weights. Raises ExportError."""
+    from orchestrator.compress.writers.float8 import to_float8
+    from orchestrator.compress.writers.sparse import to_sparse
+    from orchestrator.export.program import PROGRAM_FILE, save_program
+
+    name, make = ("float8_layers", to_float8) if config.scheme == "float8" else ("sparse_layers", to_sparse)
+    program, taken = make(state.model, context)
+    save_program(program, context.folder / PROGRAM_FILE)
+    after = State(
+        ARTIFACT,
+        state.model,
+        folder=context.folder,
+        files=(PROGRAM_FILE,),
+        format="program",
+        scheme=config.scheme,
+        target=config.target,
+    )
+    return Change(after, {"scheme": config.scheme, name: taken})
 
 
 def trace_lean(model: nn.Module, context: Context) -> ExportedProgram:

@@ -1,6 +1,7 @@
 """Gives `model.pt2`, a `torch.export` program, a `predict`; MLflow stores this file beside it and runs it.
 
-Needs mlflow, numpy and torch only. Refuses an archive that holds a pickle, so that loading it unpickles nothing.
+Needs mlflow, numpy and torch only. Refuses an archive that holds a pickle, so that loading it unpickles nothing. A
+program that was judged on a GPU runs on one where there is one, and else on the processor.
 """
 
 import hashlib
@@ -45,16 +46,28 @@ class Served(PythonModel):  # type: ignore[misc]
         if hashlib.sha256(content).hexdigest() != context.model_config["sha256"][name]:
             raise ValueError(f"{name} was altered after it was logged")
         check_plain(content)
-        self.module = torch.export.load(io.BytesIO(content)).module()
-        self.dtype = context.model_config["dtype"]
+        config = context.model_config
+        on_gpu = config["target"] == "cuda" and torch.cuda.is_available()
+        self.device, self.dtype = torch.device("cuda" if on_gpu else "cpu"), config["dtype"]
+        program = torch.export.load(io.BytesIO(content))
+        if on_gpu:
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, self.device)
+        self.module = program.module()
+        if config["scheme"] == "2:4":
+            from two_of_four import kernel_of, skip_zeros  # type: ignore[import-not-found]  # stored beside this file
+
+            skip_zeros(self.module, kernel_of(self.device))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Return the outputs (logits for a classifier) for a batch of any size, as an array, batch dim first."""
         import torch
 
         values = model_input.to_numpy() if hasattr(model_input, "to_numpy") else model_input
+        inputs = torch.from_numpy(numpy.ascontiguousarray(values, dtype=self.dtype))
         with torch.inference_mode():
-            return self.module(torch.from_numpy(numpy.ascontiguousarray(values, dtype=self.dtype))).numpy()
+            return self.module(inputs.to(self.device)).cpu().numpy()
 
 
 set_model(Served())
