@@ -39,8 +39,8 @@ _SAME_SIZE = ("finetune", "distill", "share", "export")  # masks and codebooks a
 class Trained:
     """A trained model in memory, and all that compressing and judging it take. `split` is the final one.
 
-    `job` and `plan` are for one process; `layout` and `cluster` are those of the job as it was trained, `launch` finds
-    ranks there (None: on this machine).
+    `job` and `plan` are for one process; `layout`, `cluster` and `accumulate` are those of the job as it was trained,
+    `launch` finds ranks there (None: on this machine).
     """
 
     job: JobSpec
@@ -54,6 +54,12 @@ class Trained:
     layout: Layout = field(default_factory=Layout)
     cluster: ClusterSection = field(default_factory=ClusterSection)
     launch: Launch | None = None
+    accumulate: int = 1
+
+    def named(self) -> JobSpec:
+        """Return the job by what decided its result: what an artifact says of it, and the digest that names it."""
+        train = self.job.train.model_copy(update={"accumulate": self.accumulate})
+        return self.job.model_copy(update={"train": train})
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,19 @@ def trained_from(job: JobSpec, tensors: Any, checkpoint: str, step: int) -> Trai
     problems = compress_problems(job, data.shape, layout, [])
     if problems:
         raise PlanError("the steps do not fit the job's layout", problems=problems)
-    return Trained(alone, plan, data, model, checkpoint, step, final_split(data), dtype, layout, job.cluster)
+    return Trained(
+        alone,
+        plan,
+        data,
+        model,
+        checkpoint,
+        step,
+        final_split(data),
+        dtype,
+        layout,
+        job.cluster,
+        accumulate=job.train.accumulate,
+    )
 
 
 def layout_of(parallel: ParallelSection) -> Layout:

@@ -79,6 +79,15 @@ def test_a_compression_that_does_not_hold_fails_the_run_and_says_why() -> None:
     assert end.notes == ("compression failed: nothing was compressed; prune",)
 
 
+def test_an_artifact_names_the_job_as_it_was_trained(tmp_path: Path) -> None:
+    job = make_job(RESNET, [{"use": "export"}, {"use": "quantise"}])
+    job = job.model_copy(update={"train": job.train.model_copy(update={"accumulate": 2})})
+    outcome = pipeline.compress(make_trained(job, epochs=0.2), tmp_path / "compress", timed=False)
+    page = read_page(outcome.folder / "artifact")
+    assert page.job_digest == job_digest(job)
+    assert page.job["train"]["accumulate"] == 2
+
+
 def test_a_run_without_steps_needs_a_file_that_has_some(run: RunDir) -> None:
     with pytest.raises(JobFileError, match="has no compression steps"):
         compress_run(run, CompressSection())
