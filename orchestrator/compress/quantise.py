@@ -10,9 +10,10 @@ from orchestrator.compress.finetune import Config as FinetuneConfig
 from orchestrator.compress.finetune import feature_problems, lessons_of, mixup_problems, train
 from orchestrator.compress.finetune import layout_problems as ranks_problems
 from orchestrator.compress.formats import FORMATS, exported_as, load, missing, refusal
+from orchestrator.compress.runtimes.base import MIN_COVERAGE
 from orchestrator.errors import ExportError
 from orchestrator.plan.available import Available
-from orchestrator.plan.compress import largest_layer
+from orchestrator.plan.compress import largest_layer, recurrent_share
 
 if TYPE_CHECKING:
     from orchestrator.plan.compress import Widths
@@ -28,6 +29,7 @@ _FLAT = ("mlp", "perceptron", "neuron")
 _LINEAR_ONLY = {"float8": "linear layers and embeddings", "2:4": "linear layers"}
 _OTHER_LAYERS = {"cnn": "convolutions", "resnet": "convolutions", "rnn": "recurrent layers"}
 _ONE_TENSOR = {"moe": "experts that lie in one tensor"}
+_INSTEAD = {"moe": "write float8", "rnn": "export as onnx, and write int8-dynamic with model.kind: lstm"}
 LEAST_FLOAT8 = 160
 """Weights of the smallest layer that takes half of its bytes in float8, filled up to 16 x 16 and with its scales."""
 LEAST_SPARSE = 32 * 64
@@ -114,7 +116,7 @@ def plan_problems(config: Config, model: str, widths: Widths | None) -> list[Com
     other = _OTHER_LAYERS.get(model) or (_ONE_TENSOR.get(model) if config.scheme == "2:4" else None)
     if config.scheme in _LINEAR_ONLY and other is not None:
         message = f"{config.scheme} changes {_LINEAR_ONLY[config.scheme]} only, and {model} is made of {other}"
-        return [("scheme", message, "export as onnx, and write int8-static")]
+        return [("scheme", message, _INSTEAD.get(model, "export as onnx, and write int8-static"))]
     if model in _FLOAT_TARGETS and config.scheme in ("int8-dynamic", "int8-weight", "int4-weight"):
         message = f"{config.scheme} changes linear layers only, and {model} is made of convolutions"
         return [("scheme", message, "write int8-static")]
@@ -132,7 +134,10 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
     if config.qat is not None and not FORMATS[format].qat:
         return [("qat", f"training on the integers knows the grid of onnx, not that of {format}", "remove qat")]
     lacking = (
-        missing(format, "scheme", integers=True) or _size_problems(config, job) or _flat_problems(config, job, format)
+        missing(format, "scheme", integers=True)
+        or _size_problems(config, job)
+        or _flat_problems(config, job, format)
+        or _recurrent_problems(config, job, format)
     )
     if lacking:
         return lacking
@@ -170,6 +175,23 @@ def _flat_problems(config: Config, job: JobSpec, format: str) -> list[Complaint]
         f"{job.model.use} have a bias and flat inputs, which its tool passes over"
     )
     return [("scheme", message, "write int8-static or int8-dynamic")]
+
+
+def _recurrent_problems(config: Config, job: JobSpec, format: str) -> list[Complaint]:
+    """Return that too many weights are in recurrent layers, which stay floats, as (key, message, hint).
+
+    ONNX Runtime has an operator for an LSTM whose inputs are rounded as they come, and none for a GRU.
+    """
+    share = recurrent_share(job)
+    able = format == "onnx" and config.scheme == "int8-dynamic" and job.model.options.get("kind") == "lstm"
+    if share <= 1 - MIN_COVERAGE or able or config.scheme == "mixed":
+        return []
+    message = (
+        f"{share:.0%} of the weights of model {job.model.use} are in recurrent layers, which stay floats as "
+        f"{config.scheme} in {format}: {MIN_COVERAGE:.0%} must be integers"
+    )
+    hint = "export as onnx, and write int8-dynamic with model.kind: lstm; or, for storage: prune, share and pack"
+    return [("scheme", message, hint)]
 
 
 def _target_problems(config: Config, job: JobSpec, format: str) -> list[Complaint]:

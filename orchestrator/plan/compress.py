@@ -90,6 +90,24 @@ def largest_layer(job: JobSpec) -> int | None:
         return None
 
 
+def recurrent_share(job: JobSpec) -> float:
+    """Return the share of a job's model's weights that its recurrent layers hold; 0.0 when it names no such layers.
+
+    A model names them by `recurrent_names(config)`, beside `layer_names` and `layer_costs`.
+    """
+    try:
+        config = plugins.light_config("models", job.model.use)
+        plugin: Any = plugins.load("models", job.model.use) if config else None
+        if config is None or not hasattr(plugin, "recurrent_names"):
+            return 0.0
+        asked = plugins.build_config(config, job.model.options)
+    except JobFileError:
+        return 0.0
+    costs = zip(plugin.layer_names(asked), plugin.layer_costs(asked), strict=True)
+    weights: dict[str, int] = {name: int(cost[1]) for name, cost in costs}
+    return sum(weights[name] for name in plugin.recurrent_names(asked)) / max(1, sum(weights.values()))
+
+
 def _limits(job: JobSpec, data: DataShape) -> list[Problem]:
     if job.compress.limits.accuracy_drop is None or data.target_kind != "value":
         return []

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator.compress.quantise import Config, job_problems
 from orchestrator.errors import JobFileError, PlanError
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
+from orchestrator.plan.compress import recurrent_share
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import load_job, load_spec
 
@@ -118,6 +120,41 @@ def test_weight_only_integers_for_convolutions_are_refused() -> None:
     assert "int4-weight changes linear layers only" in said(
         job([{"use": "export"}, {"use": "quantise", "scheme": "int4-weight"}])
     )
+
+
+RNN = {"use": "rnn", "vocab": 256, "seq_len": 16, "dim": 64, "hidden": 64}
+WORDS = {"use": "text", "corpus": "python", "seq_len": 16, "max_bytes": 60_000}
+
+
+def recurrent(model: dict[str, Any], scheme: str, format: str = "onnx") -> dict[str, Any]:
+    steps = [{"use": "export", "format": format}, {"use": "quantise", "scheme": scheme}]
+    return job(steps) | {"model": RNN | model, "data": WORDS}
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "share"),
+    [
+        *[("gru", scheme, 43) for scheme in ("int8-static", "int8-dynamic", "int8-weight", "int4-weight")],
+        *[("lstm", scheme, 50) for scheme in ("int8-static", "int8-weight", "int4-weight")],
+    ],
+)
+def test_recurrent_layers_that_would_stay_floats_are_refused(kind: str, scheme: str, share: int) -> None:
+    text = said(recurrent({"kind": kind}, scheme))
+    assert (
+        f"{share}% of the weights of model rnn are in recurrent layers, which stay floats as {scheme} in onnx" in text
+    )
+    assert "write int8-dynamic with model.kind: lstm" in text
+
+
+def test_an_lstm_whose_inputs_are_rounded_as_they_come_is_taken() -> None:
+    assert build_plan(load_spec(recurrent({"kind": "lstm"}, "int8-dynamic")), HERE).num_params
+
+
+def test_recurrent_layers_that_hardly_weigh_are_no_hindrance() -> None:
+    spec = load_spec(recurrent({"vocab": 30_000, "hidden": 32}, "int8-weight"))
+    assert 0 < recurrent_share(spec) < 0.01
+    assert job_problems(Config(scheme="int8-weight"), spec) == []
+    assert recurrent_share(load_spec(job(GOOD))) == 0
 
 
 def test_an_unknown_step_names_those_there_are() -> None:
