@@ -44,11 +44,11 @@ def _open(kind: str, folder: Path, format: str, target: str) -> Run:
         from orchestrator.compress.timing import open_eager
 
         return open_eager(folder, read_page(folder))
-    from orchestrator.compress.runtimes.base import REFERENCE, open_folder, runtime_of
+    from orchestrator.compress.runtimes.base import REFERENCE, open_deployed, runtime_of
 
     if kind == "runtime":
-        return open_folder(folder.parent / REFERENCE, runtime_of(format).reference, target=target)
-    return open_folder(folder, format, target=target)
+        return open_deployed(folder.parent / REFERENCE, runtime_of(format).reference, target)
+    return open_deployed(folder, format, target)
 
 
 def peak_rss_bytes() -> int:

@@ -14,7 +14,9 @@ import torch
 from torch.nn.utils import prune
 
 from orchestrator.compress.base import Context
+from orchestrator.compress.manifest import read_page
 from orchestrator.compress.pipeline import Outcome, Trained, compress
+from orchestrator.compress.runtimes.base import open_deployed, open_folder
 from orchestrator.compress.verify import _ask, check_artifact
 from orchestrator.compress.writers.onnx import write_onnx
 from orchestrator.data.dataset import TensorSplit
@@ -40,6 +42,14 @@ def copied(good: Outcome, tmp_path: Path) -> Path:
     """An artifact that holds, to be spoilt."""
     shutil.copytree(good.folder, tmp_path / "compress")
     return tmp_path / "compress" / "artifact"
+
+
+def test_a_file_opened_where_it_lies_answers_as_its_bytes_do(copied: Path) -> None:
+    inputs = np.random.default_rng(0).random((5, 1, 8, 8)).astype("float32")
+    found = open_deployed(copied, "onnx")(inputs)
+    assert np.array_equal(found, open_folder(copied, "onnx", read_page(copied).needed)(inputs))
+    with pytest.raises(ExportError, match=r"model\.onnx cannot be run by ONNX Runtime alone"):
+        open_deployed(copied.parent, "onnx")
 
 
 def test_a_good_artifact_holds_without_torch(copied: Path) -> None:

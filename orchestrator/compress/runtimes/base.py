@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from orchestrator.compress.formats import FORMATS, load
 from orchestrator.errors import ExportError
@@ -52,6 +52,22 @@ class Runtime(Protocol):
 
         Raises ExportError when the file is not what its page claims.
         """
+
+
+@runtime_checkable
+class FromPath(Protocol):
+    """A runtime that reads files from where they lie without holding their bytes a second time."""
+
+    def open_path(self, folder: Path, threads: int = 1) -> Run:
+        """Return the model in a folder as a function of a batch."""
+
+
+def open_deployed(folder: Path, format: str, target: str = "cpu") -> Run:
+    """Return the model in a folder as who deploys it opens it: by its path where the runtime can, nothing hashed."""
+    runtime = runtime_of(format, target)
+    if isinstance(runtime, FromPath):
+        return runtime.open_path(folder)
+    return open_folder(folder, format, target=target)
 
 
 def runtime_of(format: str, target: str = "cpu") -> Runtime:

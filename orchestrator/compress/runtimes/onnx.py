@@ -34,6 +34,10 @@ class Onnx:
         (name, content), *_ = contents.items()
         return run_of(_session(name, content, threads))
 
+    def open_path(self, folder: Path, threads: int = 1) -> Run:
+        """Return the model in a folder as a function of a batch."""
+        return run_of(_session(_FILE, folder / _FILE, threads))
+
     def inspect(self, contents: Mapping[str, bytes], page: Page) -> dict[str, Any]:
         """Count operators and weights in the graph, and in the graph as the runtime will really run it."""
         (name, content), *_ = contents.items()
@@ -61,7 +65,7 @@ def run_of(session: Any) -> Run:
     return run
 
 
-def _session(name: str, content: bytes, threads: int = 1, *, optimised: Path | None = None) -> Any:
+def _session(name: str, content: bytes | Path, threads: int = 1, *, optimised: Path | None = None) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -76,7 +80,8 @@ def _session(name: str, content: bytes, threads: int = 1, *, optimised: Path | N
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        source = str(content) if isinstance(content, Path) else content
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own error classes share no base but Exception
         raise ExportError(
             f"{name} cannot be run by ONNX Runtime alone: {str(error)[:300]}",
