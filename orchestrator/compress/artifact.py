@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.compress.archive import read_header
 from orchestrator.compress.base import MODULE, Context, State
 from orchestrator.compress.formats import exported_as
+from orchestrator.compress.gpu import gpu_facts
 from orchestrator.compress.manifest import CHECK_FILE, EVAL_FILE, Link, Page, entry_of, write_page
 from orchestrator.compress.measures import quality
 from orchestrator.compress.processor import processor
@@ -120,7 +121,7 @@ def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], fo
         job_digest=job_digest(trained.named()),
         checkpoint=trained.checkpoint,
         versions=_versions(state.format),
-        machine=processor(),
+        machine=processor() | (gpu_facts() if state.target == "cuda" else {}),
         measure=section.measure.model_dump(mode="json"),
         limits=section.limits.model_dump(mode="json"),
         restored=_restored(state),

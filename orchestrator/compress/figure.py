@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def _sizes(axes: Any, outcome: Outcome) -> None:
 
 def _speeds(axes: Any, outcome: Outcome) -> None:
     rows = [row for row in outcome.timing if row["verdict"] == "ok"]
-    names = [f"batch {row['batch']}\n{row['threads']} thr." for row in rows]
+    names = [f"batch {row['batch']}\n{_where(row)}" for row in rows]
     axes.set_title("times faster than fp32 eager", loc="left", fontsize=11, fontweight="bold", color=_INK)
     if not rows:
         axes.text(0.5, 0.5, "no figure", ha="center", va="center", transform=axes.transAxes, color=_INK)
@@ -47,3 +48,7 @@ def _speeds(axes: Any, outcome: Outcome) -> None:
     bars = axes.bar(names, [row["speedup"] for row in rows], color=_BLUE)
     axes.bar_label(bars, fmt="%.1f x", fontsize=8)
     axes.axhline(1.0, color=_RED, lw=0.9)
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    return "GPU" if row.get("target") == "cuda" else f"{row['threads']} thr."

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from orchestrator.compress.products import LOW, answers_of, cast, rows_of
 from orchestrator.errors import NotAbleError
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = 448.0
 _MULTIPLE = 16
 _LEAST_SCALE = 1e-12  # a row of zeros has a scale, too
-_LOW = torch.bfloat16  # the one type in which every kernel for scales by rows gives its answers
 
 
 def require_able(device: torch.device | str = "cpu") -> None:
     """Raise NotAbleError with torch's reason where it does not multiply in float8 on a device of this machine."""
     numbers, scales = torch.ones(16, 16, device=device).to(FLOAT8), torch.ones(16, 1, device=device)
     try:
-        found = torch._scaled_mm(numbers, numbers.t(), scales, scales.t().contiguous(), out_dtype=_LOW)
+        found = torch._scaled_mm(numbers, numbers.t(), scales, scales.t().contiguous(), out_dtype=LOW)
     except (AttributeError, RuntimeError) as error:
         why = str(error).partition("\n")[0]
         raise NotAbleError(
@@ -49,8 +49,7 @@ def round_rows(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Rows(nn.Module):
-    """Rounds the rows of an input, for all layers that read it. A type is changed by the operator that checks nothing:
-    the check of the usual one would name the device that the program was written on."""
+    """Rounds the rows of an input, for all layers that read it."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -58,13 +57,11 @@ class Rows(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return rows [R, I] in float8 and their scales [R, 1]."""
-        x_RI = x.flatten(0, -2) if x.dim() > 2 else x
+        x_RI = rows_of(x)
         if self.missing:
             x_RI = functional.pad(x_RI, (0, self.missing))
         scale_R1 = (x_RI.abs().amax(1, keepdim=True) / LARGEST).clamp_min(_LEAST_SCALE)
-        # Rows one after another, whatever the strides of the input were: GPUs take no others.
-        laid_out = torch.contiguous_format
-        return torch.ops.aten._to_copy.default(x_RI / scale_R1, dtype=FLOAT8, memory_format=laid_out), scale_R1
+        return cast(x_RI / scale_R1, FLOAT8), scale_R1
 
 
 class Product(nn.Module):
@@ -83,15 +80,8 @@ class Product(nn.Module):
 
     def forward(self, rows_RI: Tensor, scale_R1: Tensor, x: Tensor) -> Tensor:
         """Return the layer's outputs for the input `x` that the rows were made of, in float32."""
-        low_RO = torch._scaled_mm(rows_RI, self.weight.t(), scale_R1, self.scale, out_dtype=_LOW)
-        y_RO: Tensor = torch.ops.aten._to_copy.default(low_RO, dtype=torch.float32)
-        if self.outputs < y_RO.shape[1]:
-            y_RO = y_RO[:, : self.outputs]
-        if self.bias is not None:
-            y_RO = y_RO + self.bias
-        if x.dim() > 2:
-            y_RO = y_RO.unflatten(0, x.shape[:-1])  # type: ignore[no-untyped-call]
-        return y_RO
+        low_RO = torch._scaled_mm(rows_RI, self.weight.t(), scale_R1, self.scale, out_dtype=LOW)
+        return answers_of(low_RO, x, self.bias, self.outputs)
 
 
 class Lookup(nn.Module):

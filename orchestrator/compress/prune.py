@@ -246,6 +246,15 @@ class Prune:
         _, odd = masked_layers(state.model, self.config)
         zeros = sum(int((~mask).sum()) for mask in masks.values())
         total = sum(mask.numel() for mask in masks.values())
+        if self.config.kind == "2:4" and _is_kept_so(context.job):
+            from orchestrator.compress.sparse import require_fit
+
+            require_fit(model)  # now, before other steps train for hours
         notes = (f"2:4 leaves out {', '.join(odd)}: inputs are no multiple of 4",) if odd else ()
         facts = {"zeros": zeros, "maskable": total, "sparsity": zeros / total}
         return Change(State(MODULE, model, masks=masks), facts, notes)
+
+
+def _is_kept_so(job: JobSpec) -> bool:
+    """Say whether the job writes a file that keeps two of every four weights."""
+    return any(step.use == "quantise" and step.options.get("scheme") == "2:4" for step in job.compress.steps)

@@ -10,7 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from orchestrator.compress.runtimes.two_of_four import KEPT
+from orchestrator.compress.products import answers_of, cast, rows_of
+from orchestrator.compress.runtimes.sparse import LEAST
+from orchestrator.compress.runtimes.two_of_four import COLUMNS, KEPT, ROWS, is_taken
+from orchestrator.errors import ExportError
 
 
 def keep_two(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,14 +31,24 @@ def keep_two(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     return values_OG2.reshape(outputs, inputs // 2).to(KEPT), packed_OB.to(torch.uint8)
 
 
+def require_fit(model: nn.Module) -> None:
+    """Raise ExportError when too few weights of a pruned model are in layers that could be kept as two of four."""
+    weights = {id(layer.weight): layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)}
+    fitting = sum(weight.numel() for weight in weights.values() if is_taken(weight))
+    share = fitting / max(1, sum(parameter.numel() for parameter in model.parameters()))
+    if share < LEAST:
+        raise ExportError(
+            f"{share:.0%} of the weights are in linear layers that can be kept as 2:4, and quantise needs {LEAST:.0%}",
+            hint=f"outputs must be a multiple of {ROWS}, inputs of {COLUMNS}: choose such widths, or remove quantise",
+        )
+
+
 class Halves(nn.Module):
-    """Rounds an input to bfloat16, for all layers that read it. The operator names no device: see `float8.Rows`."""
+    """Rounds an input to bfloat16, for all layers that read it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the input as rows [R, I]."""
-        x_RI = x.flatten(0, -2) if x.dim() > 2 else x
-        rows: Tensor = torch.ops.aten._to_copy.default(x_RI, dtype=KEPT, memory_format=torch.contiguous_format)
-        return rows
+        return cast(rows_of(x), KEPT)
 
 
 class Product(nn.Module):
@@ -56,14 +69,7 @@ class Product(nn.Module):
         outputs, kept = self.values.shape
         shifts_4 = torch.arange(0, 8, 2, dtype=torch.uint8, device=self.places.device)
         bits_OB4 = torch.bitwise_right_shift(self.places.unsqueeze(-1), shifts_4)
-        places_OB4 = torch.ops.aten._to_copy.default(torch.bitwise_and(bits_OB4, 3), dtype=torch.int64)
-        places_OG2 = places_OB4.view(outputs, -1, 2)
+        places_OG2 = cast(torch.bitwise_and(bits_OB4, 3), torch.int64).view(outputs, -1, 2)
         empty_OG4 = self.values.new_zeros(outputs, kept // 2, 4)
         weight_OI = empty_OG4.scatter(-1, places_OG2, self.values.view(outputs, -1, 2)).view(outputs, -1)
-        low_RO = nn.functional.linear(rows_RI, weight_OI)
-        y_RO: Tensor = torch.ops.aten._to_copy.default(low_RO, dtype=torch.float32)
-        if self.bias is not None:
-            y_RO = y_RO + self.bias
-        if x.dim() > 2:
-            y_RO = y_RO.unflatten(0, x.shape[:-1])  # type: ignore[no-untyped-call]
-        return y_RO
+        return answers_of(nn.functional.linear(rows_RI, weight_OI), x, self.bias, outputs)

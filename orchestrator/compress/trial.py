@@ -49,6 +49,8 @@ def compress_trial(run: RunDir) -> bool:
 def time_trial(run: RunDir) -> dict[str, float]:
     """Return `compress/latency_ms` of a trial's checked file: batch 1, one thread, milliseconds of processor time.
 
+    On a GPU: of wall time, from a sample in memory to the answer in memory.
+
     Too much noise: tried again, then ExportError, since no figure is better than a wrong one.
     """
     place = run.compressed / "artifact"

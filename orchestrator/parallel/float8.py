@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from orchestrator.errors import PlanError
-from orchestrator.plan.float8 import INSTALL, NEEDED_CAPABILITY, too_old
+from orchestrator.plan.capability import too_old
+from orchestrator.plan.float8 import INSTALL
 
 _MULTIPLE = 16  # the hardware's products take operands whose sizes are multiples of this
 
@@ -70,6 +71,6 @@ def _require_hardware(device: torch.device) -> None:
             f"train.float8=native on {device.type}, which does not multiply in float8",
             hint="set train.float8 to emulated or none",
         )
-    capability = torch.cuda.get_device_capability(device)
-    if capability < NEEDED_CAPABILITY:
-        raise PlanError(f"train.float8=native: {too_old(capability)}", hint="set train.float8 to emulated or none")
+    why = too_old("float8", torch.cuda.get_device_capability(device))
+    if why:
+        raise PlanError(f"train.float8=native: {why}", hint="set train.float8 to emulated or none")

@@ -7,12 +7,11 @@ from importlib.util import find_spec
 from orchestrator import plugins
 from orchestrator.errors import Problem
 from orchestrator.plan.available import Available
+from orchestrator.plan.capability import too_old
 from orchestrator.plan.layout import Layout
 from orchestrator.plan.plan import Resources
 from orchestrator.spec.job import JobSpec
 
-NEEDED_CAPABILITY = (8, 9)
-"""CUDA compute capability from which a GPU multiplies float8 (Ada, Hopper and later)."""
 INSTALL = "pip install 'orchestrator[float8]'"
 _KEY = "train.float8"
 
@@ -46,12 +45,7 @@ def _device_problems(job: JobSpec, resources: Resources, available: Available) -
         message = "the job runs on CPUs, which do not multiply in float8"
         return [Problem(_KEY, message, hint, "float8-device")] if settled else []
     capability = available.compute_capability()
-    if job.cluster.address is not None or capability is None or capability >= NEEDED_CAPABILITY:
+    if job.cluster.address is not None or capability is None:
         return []
-    return [Problem(_KEY, too_old(capability), hint, "float8-device")]
-
-
-def too_old(capability: tuple[int, int]) -> str:
-    """Say why a GPU of this compute capability will not do."""
-    have, need = (".".join(map(str, each)) for each in (capability, NEEDED_CAPABILITY))
-    return f"this GPU has compute capability {have}; products in float8 begin at {need} (Ada, Hopper)"
+    why = too_old("float8", capability)
+    return [Problem(_KEY, why, hint, "float8-device")] if why else []

@@ -217,7 +217,7 @@ class MeasureSection(Section):
     batch: tuple[PositiveInt, ...] = Field(default=(1, 32), min_length=1)
     """Batch sizes."""
     threads: tuple[PositiveInt, ...] = Field(default=(1, 2), min_length=1)
-    """Numbers of threads; one that the machine does not have is left out."""
+    """Numbers of threads; one that the machine does not have is left out. On a GPU they mean nothing."""
     rounds: PositiveInt = 24
     """Rounds; a ratio is the median over them."""
 

@@ -26,7 +26,7 @@ MEASURED = {"time/latency_ms", "compress/latency_ms"}
 COMPRESSED = {
     "compress/size_bytes": "bytes of all files that running the compressed model takes",
     "compress/size_ratio": "the fp32 weights file's bytes over these",
-    "compress/latency_ms": "milliseconds for one sample on one thread, measured from the compressed file (alone)",
+    "compress/latency_ms": "milliseconds for a sample, one thread or a GPU, measured from the compressed file (alone)",
 }
 """Beside `compress/` before each metric of the validation split: that of the compressed file."""
 

@@ -14,6 +14,7 @@ from orchestrator.compress import runtimes
 from orchestrator.compress.manifest import CHECK_FILE, Page, check_files, read_page
 from orchestrator.errors import ExportError
 from orchestrator.export.manifest import json_digest
+from orchestrator.plan.capability import NEEDED
 from orchestrator.tracking import served
 from orchestrator.tracking.onnx_model import pack_onnx
 
@@ -75,7 +76,7 @@ def _pack_served(
             "sha256": digests,
             "dtype": page.inputs["dtype"],
             "scheme": page.scheme,
-            "target": page.target,
+            "capability": NEEDED[page.scheme].capability if page.target == "cuda" else None,
         },
         code_paths=[str(Path(runtimes.__file__).with_name("two_of_four.py"))] if page.scheme == "2:4" else None,
         signature=signature_of(page),

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from orchestrator.compress.float8 import FLOAT8, Lookup, Product, Rows, is_worth, require_able, round_rows
 from orchestrator.compress.measures import fidelity
 from orchestrator.compress.pipeline import Trained, compress
-from orchestrator.compress.quantise import LEAST_FLOAT8
+from orchestrator.compress.quantise_problems import LEAST_FLOAT8
 from orchestrator.compress.report import table
 from orchestrator.compress.runtimes.float8 import float8_facts
 from orchestrator.compress.verify import _ask

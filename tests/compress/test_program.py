@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from orchestrator.compress.pipeline import Outcome, Trained, compress
 from orchestrator.compress.verify import _ask
 from orchestrator.compress.writers.program import lean
 from orchestrator.errors import ExportError
-from orchestrator.export.program import save_program
+from orchestrator.export.program import load_program, save_program
 
 from .making import RESNET, check_here, lay_out, make_job, make_trained, rewrite
 from .test_spec import job as job_of
@@ -100,6 +101,26 @@ def test_weights_that_no_operator_reads_fail(trained: Trained, tmp_path: Path) -
     save_program(lean(program), place / "model.pt2")
     rewrite(place, baseline_bytes=10**7)
     check_here(place)
+
+
+class Named(nn.Module):
+    """A model whose input has the name of something of Python's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.layer(input)
+        return found
+
+
+def test_a_model_may_call_its_input_what_it_likes(tmp_path: Path) -> None:
+    model = Named().eval()
+    program = lean(torch.export.export(model, (torch.rand(2, 4),), dynamic_shapes=({0: torch.export.Dim("n")},)))
+    save_program(program, tmp_path / "model.pt2")
+    x = torch.rand(3, 4)
+    assert torch.equal(load_program(tmp_path / "model.pt2").module()(x), model(x))
 
 
 def test_records_that_no_weight_names_fail(copied: Path) -> None:

@@ -6,6 +6,7 @@ No GPU is here: `pretended` says what is pretended and what is torch's own.
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from orchestrator.compress import footprint, timing
+from orchestrator.compress.gpu import require_gpu
 from orchestrator.compress.manifest import read_page
 from orchestrator.compress.measures import fidelity
 from orchestrator.compress.pipeline import Outcome, Trained, compress
 from orchestrator.compress.report import metrics, table
 from orchestrator.compress.runtimes.base import open_folder
-from orchestrator.compress.runtimes.device import require_gpu, require_sparse_kernel
+from orchestrator.compress.runtimes.program import ON_CUDA, WITH_ZEROS
 from orchestrator.compress.runtimes.sparse import sparse_facts
-from orchestrator.compress.runtimes.two_of_four import is_two_of_four, kernel_of, skip_zeros
+from orchestrator.compress.runtimes.two_of_four import is_two_of_four, pack_of, skip_zeros, with_zeros
 from orchestrator.compress.sparse import Halves, Product, keep_two
 from orchestrator.compress.verify import _ask
+from orchestrator.compress.writers.float8 import to_float8
 from orchestrator.compress.writers.sparse import to_sparse
 from orchestrator.errors import ExportError, NotAbleError
 from orchestrator.plan.available import Available
@@ -39,6 +42,7 @@ PRUNE, EXPORT = {"use": "prune", "kind": "2:4"}, {"use": "export", "format": "pr
 QUANTISE = {"use": "quantise", "scheme": "2:4", "target": "cuda"}
 STEPS = [PRUNE, {"use": "finetune", "epochs": 1}, EXPORT, QUANTISE]
 WIDE = {"use": "mlp", "inputs": 64, "hidden": [256, 256], "outputs": 10}
+CPU = torch.device("cpu")
 LINEAR = ("mlp", "transformer", "tied", "repeated", "vit")
 
 
@@ -104,9 +108,10 @@ def test_zeros_that_stand_otherwise_are_none_of_two_of_four() -> None:
 def test_every_model_of_linear_layers_is_covered(name: str, tmp_path: Path) -> None:
     trained = masked(name)
     program, layers = to_sparse(trained.model, context_of(trained, tmp_path))
-    products, coverage, others = sparse_facts(program)
-    assert products == layers > 0
-    assert coverage > 0.8, others
+    facts = sparse_facts(program)
+    assert facts.products == layers > 0
+    assert facts.coverage > 0.8, facts.others
+    assert facts.place_bytes * 8 == facts.kept
     inputs, _ = context_of(trained, tmp_path).calibration()
     found, wanted = program.module()(inputs[:16]), trained.model(inputs[:16]).detach()
     assert fidelity(found.numpy(), wanted.numpy(), "class")["sqnr_db"] > 35
@@ -126,7 +131,7 @@ def test_a_weight_that_several_layers_read_is_kept_and_prepared_once(tmp_path: P
     stored = {value.untyped_storage().data_ptr() for value in program.state_dict.values() if value.dtype == torch.uint8}
     assert (layers, len(stored)) == (15, 8)  # a block of seven layers that is run twice, and the head
     module = program.module()
-    assert skip_zeros(module, None) == 15
+    assert skip_zeros(module, CPU) == 15
     assert len([name for name, _ in module.named_buffers() if name.startswith("two_of_four")]) == 8
 
 
@@ -137,7 +142,7 @@ def test_torchs_own_weights_skip_the_zeros_and_answer_alike(name: str, tmp_path:
     inputs, _ = context_of(trained, tmp_path).calibration()
     wanted, module = program.module()(inputs[:16]), program.module()
     with kernels() as found, torch.inference_mode():
-        assert skip_zeros(module, pack) == layers
+        assert skip_zeros(module, CPU, pack) == layers
         answers = module(inputs[:16])
     assert found.calls == layers
     assert fidelity(answers.numpy(), wanted.numpy(), "class")["sqnr_db"] > 45
@@ -150,8 +155,8 @@ def test_on_a_processor_the_zeros_are_put_back_once(tmp_path: Path) -> None:
     program, layers = to_sparse(trained.model, context_of(trained, tmp_path))
     inputs, _ = context_of(trained, tmp_path).calibration()
     wanted, module = program.module()(inputs[:16]), program.module()
-    assert kernel_of(torch.device("cpu")) is None
-    assert skip_zeros(module, None) == layers
+    assert pack_of(CPU) is with_zeros
+    assert skip_zeros(module, CPU) == layers
     assert torch.equal(module(inputs[:16]), wanted)
     assert not [node for node in module.graph.nodes if "scatter" in str(node.target)]
 
@@ -163,8 +168,8 @@ def test_a_program_of_other_layers_is_left_alone(tmp_path: Path) -> None:
     program = trace_lean(trained.model, context_of(trained, tmp_path))
     before = operators(program)
     module = program.module()
-    assert skip_zeros(module, pack) == 0
-    assert sparse_facts(program)[:2] == (0, 0.0)
+    assert skip_zeros(module, CPU, pack) == 0
+    assert (sparse_facts(program).products, sparse_facts(program).coverage) == (0, 0.0)
     assert operators(program) == before
 
 
@@ -201,11 +206,16 @@ def test_torchs_pass_moves_all_of_the_program(tmp_path: Path) -> None:
 def test_a_file_holds_and_says_what_it_keeps(good: Outcome) -> None:
     page, found = read_page(good.folder / "artifact"), good.checked
     assert (page.scheme, page.target) == ("2:4", "cuda")
+    assert (page.machine["gpu"], page.machine["capability"], page.machine["skips_zeros_by"]) == (
+        "pretended",
+        "9.0",
+        "torch's",
+    )
     assert (found["sparse_operators"], found["float8_operators"], found["integer_operators"]) == (2, 0, 0)
     assert found["coverage"] > 0.95
     assert found["size_ratio"] > 2.3
     assert found["fidelity"]["sqnr_db"] > 45
-    assert found["weights_by_bits"]["16"] == (64 * 256 + 256 * 256) / 2
+    assert found["weights_by_bits"] == {"16": (64 * 256 + 256 * 256) // 2, "32": 3082}
     assert any("2 operators keep two of every four weights, 96.4% of the weights" in line for line in table(good))
     assert metrics(good)["compress/sparse_operators"] == 2
 
@@ -219,6 +229,15 @@ def test_it_is_timed_beside_itself_with_the_zeros_multiplied(
         (row,) = timing.time_all(place)
         assert footprint.main(["candidate", str(place), "program", "cuda", "0"]) == 0
     assert found.calls > 0
+    contents = {"model.pt2": (place / "model.pt2").read_bytes()}
+    with pretended_gpu() as found:
+        inputs = torch.rand(3, 64).numpy()
+        WITH_ZEROS.open(contents)(inputs)
+        assert found.calls == 0
+        ON_CUDA.open(contents)
+        tried = found.calls  # the library, by a product of its own
+        ON_CUDA.open(contents)(inputs)
+        assert found.calls == tried + 2
     assert (row["target"], row["threads"]) == ("cuda", 1)
     assert {"speedup", "speedup_runtime", "speedup_dense"} <= row.keys()
     assert "peak_gpu_bytes" in json.loads(capsys.readouterr().out.strip().splitlines()[-1])
@@ -248,35 +267,62 @@ def test_without_a_gpu_a_file_for_one_is_not_judged(good: Outcome) -> None:
 def test_a_gpu_that_cannot_is_told_so() -> None:
     with pytest.raises(NotAbleError, match="torch sees none here"):
         require_gpu("2:4")
-    with pytest.raises(NotAbleError, match="nothing that skips two of every four weights on cpu"):
-        require_sparse_kernel(torch.device("cpu"))
     with pretended_gpu():
         require_gpu("2:4")
         require_gpu("float8")
-    with (
-        pretended_gpu(capability=(7, 5)),
-        pytest.raises(NotAbleError, match=r"this GPU has compute capability 7\.5; 2:4 begins at 8\.0"),
-    ):
+    old = r"this GPU has compute capability 7\.5; products that skip two of every four weights begin at 8\.0 \(Ampere\)"
+    with pretended_gpu(capability=(7, 5)), pytest.raises(NotAbleError, match=old):
         require_gpu("2:4")
-    with pretended_gpu(capability=(8, 0)), pytest.raises(NotAbleError, match=r"float8 begins at 8\.9"):
+    with pretended_gpu(capability=(8, 0)), pytest.raises(NotAbleError, match=r"float8 begin at 8\.9"):
         require_gpu("float8")
-    wrong = pretended_gpu(kernel=lambda weight: weight + 1)
-    with wrong, pytest.raises(NotAbleError, match="multiplies two of every four weights wrongly here"):
-        require_gpu("2:4")
 
-    def refuse(weight: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("cuSPARSELt is not supported\non this GPU")
 
-    reason = "does not skip two of every four weights here: cuSPARSELt is not supported"
-    with pretended_gpu(kernel=refuse), pytest.raises(NotAbleError, match=reason):
+def refuse(weight: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("not supported\non this GPU")
+
+
+def swapped(weight: torch.Tensor) -> torch.Tensor:
+    """A weight with two of its rows in each other's place."""
+    weight = weight.clone()
+    weight[[4, 5]] = weight[[5, 4]]
+    return pack(weight)
+
+
+@pytest.mark.parametrize(
+    ("packs", "reasons"),
+    [
+        ({"one": refuse}, "one: not supported"),
+        ({"one": refuse, "other": swapped}, "one: not supported; other: a product of it is wrong"),
+        ({"rolled": lambda weight: pack(weight.roll(4, 1))}, "rolled: a product of it is wrong"),
+        ({"zero": torch.zeros_like}, "zero: a product of it is wrong"),
+    ],
+)
+def test_a_library_that_multiplies_wrongly_is_not_used(packs: dict[str, Any], reasons: str, good: Outcome) -> None:
+    with pretended_gpu(packs=packs):
+        with pytest.raises(NotAbleError) as caught:
+            require_gpu("2:4")
+        assert f"({reasons})" in caught.value.message
+        with pytest.raises(NotAbleError, match="does not skip two of every four weights on this GPU"):
+            open_folder(good.folder / "artifact", "program", target="cuda")
+    with pretended_gpu(packs=packs | {"last": pack}):
         require_gpu("2:4")
+        assert pack_of(CPU) is pack
 
 
 def test_it_is_told_so_before_any_step_trains(tmp_path: Path) -> None:
-    with pretended_gpu(kernel=lambda weight: weight + 1):
+    with pretended_gpu(packs={"one": refuse}):
         trained = make_trained(load_spec(job(WIDE, steps=STEPS)), epochs=0)
         outcome = compress(trained, tmp_path / "compress", timed=False)
-    assert (outcome.error, outcome.steps) == ("this torch multiplies two of every four weights wrongly here", ())
+    assert "does not skip two of every four weights on this GPU" in outcome.error
+    assert outcome.steps == ()
+
+
+def test_widths_that_do_not_fit_are_told_before_other_steps_train(tmp_path: Path) -> None:
+    with pretended_gpu():
+        trained = make_trained(load_spec(job({**WIDE, "hidden": [100, 100]}, steps=STEPS)), epochs=0)
+        outcome = compress(trained, tmp_path / "compress", timed=False)
+    assert outcome.error.startswith("0% of the weights are in linear layers that can be kept as 2:4")
+    assert outcome.steps == ()
 
 
 def test_a_model_whose_layers_do_not_fit_is_refused_by_name(tmp_path: Path) -> None:
@@ -317,7 +363,41 @@ def test_what_cannot_be_is_refused_when_the_job_is_read(
 def test_a_machine_without_a_gpu_is_told_when_the_job_is_read(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     monkeypatch.setattr(Available, "local", classmethod(lambda cls: Available(2.0, 0, 1 << 34)))
     text = refused(WIDE, [PRUNE, EXPORT, {**QUANTISE, "scheme": scheme}])
-    assert "compress.steps.2.target: the file is judged on an NVIDIA GPU, and this machine has none" in text
+    assert "compress.steps.2.target: the file is judged on an NVIDIA GPU of this machine, which has none" in text
+    assert {"float8": "or write target: cpu", "2:4": "write int8-static"}[scheme] in text
+
+
+def test_a_gpu_that_is_too_old_is_told_when_the_job_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Available, "local", classmethod(lambda cls: Available(2.0, 1, 1 << 34, capability=(7, 5))))
+    assert "compress.steps.2.target: this GPU has compute capability 7.5" in refused(WIDE, [PRUNE, EXPORT, QUANTISE])
+
+
+@pytest.mark.parametrize("scheme", ["float8", "2:4"])
+def test_layers_without_anything_between_them_are_taken(scheme: str, tmp_path: Path) -> None:
+    """As the thin pairs of `lowrank` are: one layer reads another that was replaced before it."""
+    pair = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).eval().requires_grad_(False)
+    for layer in pair:
+        layer.weight.data = zeroed(layer.weight.data)
+    program, layers = {"float8": to_float8, "2:4": to_sparse}[scheme](pair, context_of(masked("mlp"), tmp_path))
+    assert layers == 2
+    inputs = torch.rand(5, 64)
+    assert fidelity(program.module()(inputs).numpy(), pair(inputs).numpy(), "value")["sqnr_db"] > 20
+
+
+def test_a_deep_graph_is_walked_once() -> None:
+    """Weights made of the input, each of two readings of the one before: not two to the power of their number."""
+
+    class Deep(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = x.t()
+            for _ in range(60):
+                weight = weight + weight.flip(0)
+            return nn.functional.linear(x, weight.t())
+
+    program = torch.export.export(Deep(), (torch.rand(8, 8),))
+    begun = time.monotonic()
+    assert skip_zeros(program.module(), CPU) == 0
+    assert time.monotonic() - begun < 20
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino", "aoti", "safetensors"])

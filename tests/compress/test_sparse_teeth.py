@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from orchestrator.compress.manifest import read_page
 from orchestrator.compress.pipeline import Outcome, Trained, compress
 from orchestrator.compress.runtimes.base import runtime_of
 from orchestrator.compress.sparse import Halves, Product, keep_two
@@ -116,6 +117,67 @@ def test_zeros_that_are_kept_as_numbers_fail(trained: Trained, tmp_path: Path, k
 def test_the_weights_in_floats_beside_them_fail(trained: Trained, tmp_path: Path) -> None:
     place = says(trained, with_layers(trained, Beside), tmp_path)
     with pytest.raises(ExportError, match=r"2:4 reached 4\d\.\d% of the weights, 50% are needed"):
+        judged(place)
+
+
+class Lifted(nn.Module):
+    """As `Beside`, the floats as a plain tensor, which becomes a constant of the program."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.rows, self.constant = Halves(), layer.weight.detach().clone()
+        self.product = Product(*keep_two(layer.weight), layer.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        wanted: Tensor = self.product(self.rows(x), x)
+        return wanted + 0 * functional.linear(x, self.constant)
+
+
+class BlownUp(nn.Module):
+    """A layer that works, and one row of two of four, repeated to a weight far larger, that nothing needs."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.rows = layer, Halves()
+        row = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.bfloat16).repeat(1, layer.in_features // 4)
+        self.register_buffer("row", row)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = functional.linear(self.rows(x), self.row.expand(8 * 256, -1).clone())
+        answer: Tensor = self.layer(x)
+        return answer + 0 * torch.ops.aten._to_copy.default(wide.sum(), dtype=torch.float32)
+
+
+class ForShow(nn.Module):
+    """A whole layer of bfloat16 that works, and a large one of two of four that nothing needs."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.work, self.rows = Rounded(layer), Halves()
+        noise = zeroed(torch.randn(4 * layer.out_features // 32 * 32 or 32, layer.in_features))
+        self.product = Product(*keep_two(noise), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        work: Tensor = self.work(x)
+        return work + 0 * self.product(self.rows(x), x).sum()
+
+
+def test_floats_that_are_constants_count_too(trained: Trained, tmp_path: Path) -> None:
+    place = says(trained, with_layers(trained, Lifted), tmp_path)
+    with pytest.raises(ExportError, match=r"2:4 reached 4\d\.\d% of the weights, 50% are needed"):
+        judged(place)
+
+
+def test_a_weight_that_is_blown_up_is_none_of_two_of_four(trained: Trained, tmp_path: Path) -> None:
+    place = says(trained, with_layers(trained, BlownUp), tmp_path)
+    with pytest.raises(ExportError, match="2:4 in name only"):
+        judged(place)
+
+
+def test_weights_for_show_fail(trained: Trained, tmp_path: Path) -> None:
+    place = says(trained, with_layers(trained, ForShow), tmp_path)
+    rewrite(place, baseline_bytes=read_page(place).baseline_bytes // 100)  # `says` makes any file look small
+    with pytest.raises(ExportError, match=r"holds \d+,\d+ weights, zeros counted, and the model it was made of had"):
         judged(place)
 
 

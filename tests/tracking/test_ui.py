@@ -55,15 +55,20 @@ def test_it_serves_the_store_prints_the_link_and_ctrl_c_ends_all_of_it(run: RunD
             start_new_session=True,
         )
         assert process.stdout is not None
+        assert process.stderr is not None
         told = json.loads(process.stdout.readline())
+        messages = ""
+        while "its cross closes it" not in messages:  # it is said after the link
+            line = process.stderr.readline()
+            assert line, messages
+            messages += line
     assert told["server"] != f"http://127.0.0.1:{port}"
     assert told["url"] == f"{told['server']}/#/experiments/1/runs/{run_id}{TRAINING_VIEW}"
     assert is_healthy(told["server"])
     process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=20)
+    process.communicate(timeout=20)
     assert process.returncode == 0
     assert f"port {port} is taken" in messages
-    assert "its cross closes it" in messages
     assert not is_healthy(told["server"])
     assert _processes_that_serve(str(run.storage)) == []
 

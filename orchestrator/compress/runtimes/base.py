@@ -6,7 +6,7 @@ Files are handed on as bytes that were hashed: what is judged is what was hashed
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -117,6 +117,11 @@ def open_reference(folder: Path, page: Page, threads: int = 1) -> Run | None:
     if not entries:
         return None
     return open_folder(folder.parent / REFERENCE, runtime_of(page.format).reference, entries, threads, page.target)
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """Return the first of many names, and that there are more."""
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
 
 def require_integers(integer_operators: int, coverage: float, scheme: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.compress.runtimes.base import MIN_COVERAGE
+from orchestrator.compress.runtimes.base import MIN_COVERAGE, some
 from orchestrator.errors import ExportError
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 _TYPE = "torch.float8_e4m3fn"
 _VIEWS = ("aten.t.default", "aten.transpose.int", "aten.view.dtype")
 """What may lie between a stored tensor and the operator that reads it in its own type."""
-_SHOWN = 3
 
 
 def float8_facts(program: ExportedProgram) -> tuple[int, float, list[str]]:
@@ -50,10 +49,9 @@ def require_float8(products: int, coverage: float, others: list[str]) -> None:
             hint="weights that are turned back into floats before every use, or fp32 ones, are no float8",
         )
     if coverage < MIN_COVERAGE:
-        shown = ", ".join(others[:_SHOWN]) + (", ..." if len(others) > _SHOWN else "")
         raise ExportError(
             f"float8 reached {coverage:.1%} of the weights, {MIN_COVERAGE:.0%} are needed to call it that; in other "
-            f"types: {shown}",
+            f"types: {some(others)}",
             hint="convolutions, recurrent weights and layers narrower than 16 stay floats: write int8-static as onnx",
         )
 

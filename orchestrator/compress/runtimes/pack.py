@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.compress.archive import unpack
@@ -23,6 +24,10 @@ class Pack(Onnx):
     def open(self, contents: Mapping[str, bytes], threads: int = 1) -> Run:
         """Return the restored graph as a function of a batch."""
         return super().open(restore(contents), threads)
+
+    def open_path(self, folder: Path, threads: int = 1) -> Run:
+        """Return the restored graph of the archive in a folder as a function of a batch."""
+        return self.open({name: (folder / name).read_bytes() for name in self.files}, threads)
 
     def inspect(self, contents: Mapping[str, bytes], page: Page) -> dict[str, Any]:
         """Count in the restored graph, which must be the one that the archive was made of, bit for bit."""

@@ -49,11 +49,14 @@ class Program:
         (name, content), *_ = contents.items()
         program = _load(name, content)
         from orchestrator.compress.runtimes.device import device_of
-        from orchestrator.compress.runtimes.two_of_four import kernel_of, skip_zeros
+        from orchestrator.compress.runtimes.two_of_four import pack_of, skip_zeros, trials, with_zeros
 
         device = device_of(self._target)
         module: Any = _moved(program, device).module()
-        skip_zeros(module, kernel_of(device) if self._skip else None)
+        skipping = skip_zeros(module, device, None if self._skip else with_zeros)
+        if skipping and self._skip and self._target == "cuda" and pack_of(device) is with_zeros:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in trials(device).items())
+            raise NotAbleError(f"torch does not skip two of every four weights on this GPU ({reasons})")
         return run_of(module, device)
 
     def inspect(self, contents: Mapping[str, bytes], page: Page) -> dict[str, Any]:
@@ -66,19 +69,19 @@ class Program:
         if foreign:
             raise ExportError(f"{name} uses operators that torch alone does not run: {', '.join(foreign[:3])}")
         products, coverage, others = float8_facts(program)
-        skipping, kept, rest = sparse_facts(program)
+        sparse = sparse_facts(program)
         if page.scheme == "float8":
             require_float8(products, coverage, others)
         elif page.scheme == "2:4":
-            require_sparse(skipping, kept, rest)
+            require_sparse(sparse, page.baseline_bytes)
         elif page.scheme != "fp32":
             raise ExportError(f"{page.scheme} in name only: programs are written in fp32, float8 and 2:4")
         return {
-            "coverage": kept if skipping else coverage,
-            "weights_by_bits": dict(sorted(_bits(program).items())),
+            "coverage": sparse.coverage if sparse.products else coverage,
+            "weights_by_bits": dict(sorted((_bits(program) - Counter({"8": sparse.place_bytes})).items())),
             "integer_operators": 0,
             "float8_operators": products,
-            "sparse_operators": skipping,
+            "sparse_operators": sparse.products,
             "operators": dict(operators.most_common()),
         }
 

@@ -66,6 +66,11 @@ def lean(program: ExportedProgram) -> ExportedProgram:
 
     module = copy.deepcopy(program.graph_module)
     signature = copy.deepcopy(program.graph_signature)
+    # Copying a graph gives nodes that are named like something of Python's, as `input` is, another name.
+    names = {old.name: new.name for old, new in zip(program.graph.nodes, module.graph.nodes, strict=True)}
+    for spec in (*signature.input_specs, *signature.output_specs):
+        if hasattr(spec.arg, "name"):
+            spec.arg.name = names.get(spec.arg.name, spec.arg.name)
     inputs = {node.name: node for node in module.graph.nodes if node.op == "placeholder"}
     dead = {
         spec.target: inputs[spec.arg.name]

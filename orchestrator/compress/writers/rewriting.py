@@ -59,6 +59,8 @@ class Rewriting:
             other = self._other(node)
         if other is None:
             return False
+        if "val" in node.meta:
+            other.meta["val"] = node.meta["val"]  # same sizes and type: what reads it next is judged by them
         node.replace_all_uses_with(other)
         return True
 

@@ -1,7 +1,7 @@
 """Gives `model.pt2`, a `torch.export` program, a `predict`; MLflow stores this file beside it and runs it.
 
 Needs mlflow, numpy and torch only. Refuses an archive that holds a pickle, so that loading it unpickles nothing. A
-program that was judged on a GPU runs on one where there is one, and else on the processor.
+program that was judged on a GPU runs on one where there is one that can, and else on the processor.
 """
 
 import hashlib
@@ -47,7 +47,9 @@ class Served(PythonModel):  # type: ignore[misc]
             raise ValueError(f"{name} was altered after it was logged")
         check_plain(content)
         config = context.model_config
-        on_gpu = config["target"] == "cuda" and torch.cuda.is_available()
+        needed = config["capability"]  # of a GPU, where the file was judged on one
+        on_gpu = needed is not None and torch.cuda.is_available()
+        on_gpu = on_gpu and torch.cuda.get_device_capability() >= tuple(needed)
         self.device, self.dtype = torch.device("cuda" if on_gpu else "cpu"), config["dtype"]
         program = torch.export.load(io.BytesIO(content))
         if on_gpu:
@@ -56,9 +58,9 @@ class Served(PythonModel):  # type: ignore[misc]
             program = move_to_device_pass(program, self.device)
         self.module = program.module()
         if config["scheme"] == "2:4":
-            from two_of_four import kernel_of, skip_zeros  # type: ignore[import-not-found]  # stored beside this file
+            from two_of_four import skip_zeros  # type: ignore[import-not-found]  # stored beside this file
 
-            skip_zeros(self.module, kernel_of(self.device))
+            skip_zeros(self.module, self.device)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Return the outputs (logits for a classifier) for a batch of any size, as an array, batch dim first."""
