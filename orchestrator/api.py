@@ -34,7 +34,8 @@ def build_plan(job: Job, overrides: Sequence[str] = ()) -> Plan:
     from orchestrator.plan.available import Available
 
     spec = load(job, overrides)
-    return build.build_plan(spec, Available.local() if spec.cluster.address is None else Available.unknown())
+    here = Available.local()
+    return build.build_plan(spec, here if spec.cluster.address is None else Available.unknown(), here=here)
 
 
 def check(job: Job, overrides: Sequence[str] = ()) -> None:

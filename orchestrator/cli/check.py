@@ -51,9 +51,10 @@ def load_and_plan(job: str, overrides: tuple[str, ...]) -> tuple[LoadedJob, Plan
     from orchestrator.spec.load import load_job
 
     loaded = load_job(job, overrides, also=sweep_problems)
-    here = Available.local() if loaded.spec.cluster.address is None else Available.unknown()
+    here = Available.local()
     try:
-        return loaded, build_plan(loaded.spec, here)
+        available = here if loaded.spec.cluster.address is None else Available.unknown()
+        return loaded, build_plan(loaded.spec, available, here=here)
     except PlanError as error:
         raise loaded.places.attach(
             PlanError(f"{job}: {error.message}", hint=error.hint, problems=error.problems)

@@ -3,7 +3,8 @@
 A step is a plug-in of the group `compressors`: `Config`, `flow(config) -> (takes, gives)` over the names of
 `spec.steps.STATES`, `build(config)` returning a `Compressor`, and optionally `plan_problems(config, model, widths)`,
 `job_problems(config, job)`, `data_problems(config, data)`, `layout_problems(config, job, layout)`, and on the order of
-steps `leaves(config)`, `bars(config)` (see `spec.steps`) and `follow_problems(config, before, job)`.
+steps `leaves(config)`, `bars(config)` (see `spec.steps`) and `follow_problems(config, before, job)`, and on the machine
+that compresses `machine_problems(config, here)`.
 """
 
 from __future__ import annotations

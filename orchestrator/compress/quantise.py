@@ -9,10 +9,25 @@ from orchestrator.compress.base import ARTIFACT, EXPORTED, Change, Context, Stat
 from orchestrator.compress.finetune import Config as FinetuneConfig
 from orchestrator.compress.finetune import lessons_of, train
 from orchestrator.compress.formats import FORMATS, load, refusal
-from orchestrator.compress.quantise_problems import data_problems, job_problems, layout_problems, plan_problems
+from orchestrator.compress.quantise_problems import (
+    data_problems,
+    job_problems,
+    layout_problems,
+    machine_problems,
+    plan_problems,
+)
 from orchestrator.errors import ExportError
 
-__all__ = ["Config", "build", "data_problems", "flow", "job_problems", "layout_problems", "plan_problems"]
+__all__ = [
+    "Config",
+    "build",
+    "data_problems",
+    "flow",
+    "job_problems",
+    "layout_problems",
+    "machine_problems",
+    "plan_problems",
+]
 _RANGES, _ROUNDINGS = ("minmax", "entropy", "percentile"), ("minmax", "gptq", "awq", "scale")
 
 
@@ -50,7 +65,7 @@ class Budget:
 class Config:
     """`int8-static`: weights and activations, ranges from calibration samples (convolutions, linear layers).
 
-    `int8-dynamic`: weights, and activations as they come (linear layers). `int8-weight`, `int4-weight`: weights only,
+    `int8-dynamic`: weights, and inputs as they come (linear layers; LSTMs in onnx). `int8-weight`, `int4-weight`: those
     in groups of `group` with a scale each (linear layers and embeddings; best where few tokens are computed at once).
     `mixed`: every layer in 32, 8 or 4 bits, whatever the runtime can, as its measured sensitivity and `budget` ask.
     `algorithm`: how the ranges of int8-static are chosen (`entropy`, `percentile`: onnx only), or what int4-weight does

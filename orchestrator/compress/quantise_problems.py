@@ -8,12 +8,12 @@ from orchestrator.compress.finetune import feature_problems, mixup_problems
 from orchestrator.compress.finetune import layout_problems as ranks_problems
 from orchestrator.compress.formats import FORMATS, exported_as, missing, refusal
 from orchestrator.compress.runtimes.base import MIN_COVERAGE
-from orchestrator.plan.available import Available
-from orchestrator.plan.capability import too_old
+from orchestrator.plan.capability import NEEDED, too_old
 from orchestrator.plan.compress import largest_layer, recurrent_share
 
 if TYPE_CHECKING:
     from orchestrator.compress.quantise import Config
+    from orchestrator.plan.available import Available
     from orchestrator.plan.compress import Widths
     from orchestrator.plan.layout import Layout
     from orchestrator.plan.shapes import DataShape
@@ -50,7 +50,7 @@ def job_problems(config: Config, job: JobSpec) -> list[Complaint]:
     format = exported_as(job)
     if config.scheme not in FORMATS[format].schemes:
         return [("scheme", *refusal(format, config.scheme))]
-    unknown = _target_problems(config, job, format) or _option_problems(config, format)
+    unknown = _target_problems(config, format) or _option_problems(config, format)
     if unknown:
         return unknown
     if config.qat is not None and not FORMATS[format].qat:
@@ -116,11 +116,8 @@ def _recurrent_problems(config: Config, job: JobSpec, format: str) -> list[Compl
     return [("scheme", message, hint)]
 
 
-def _target_problems(config: Config, job: JobSpec, format: str) -> list[Complaint]:
-    """Return why a file in the scheme cannot be judged on the target, or here, as (key, message, hint).
-
-    What is compressed is judged where the command runs, wherever the job's cluster is.
-    """
+def _target_problems(config: Config, format: str) -> list[Complaint]:
+    """Return why a file in the scheme cannot be judged on the target, as (key, message, hint)."""
     able = FORMATS[format].targets.get(config.scheme, ("cpu",))
     if config.scheme == "2:4" and config.target not in able:
         message = (
@@ -132,14 +129,23 @@ def _target_problems(config: Config, job: JobSpec, format: str) -> list[Complain
     if config.target not in able:
         message = f"{config.scheme} in {format} runs on the processor"
         return [("target", message, "leave it out, or export as program with scheme: float8 or 2:4")]
+    return []
+
+
+def machine_problems(config: Config, here: Available) -> list[Complaint]:
+    """Return why a file cannot be judged on this machine's GPU, as (key, message, hint).
+
+    What is compressed is judged where the command runs, wherever the job's cluster is.
+    """
     if config.target == "cpu":
         return []
-    here, instead = Available.local(), "write target: cpu" if "cpu" in able else "export as onnx and write int8-static"
+    able = FORMATS["program"].targets.get(config.scheme, ())
+    instead = "write target: cpu" if "cpu" in able else "export as onnx and write int8-static"
     hint = f"compress on a machine that has one (`orchestrator compress RUN JOB`), or {instead}"
     if here.num_gpus == 0:
         return [("target", "the file is judged on an NVIDIA GPU of this machine, which has none", hint)]
     capability = here.compute_capability()
-    why = too_old(config.scheme, capability) if capability is not None else ""
+    why = too_old(config.scheme, capability) if capability is not None and config.scheme in NEEDED else ""
     return [("target", why, hint)] if why else []
 
 

@@ -138,7 +138,7 @@ def trained_from(job: JobSpec, tensors: Any, checkpoint: str, step: int) -> Trai
             f"compression starts from float32 weights, this model has {dtype}", hint="train in fp32 or bf16"
         )
     layout = layout_of(job.parallel)
-    problems = compress_problems(job, data.shape, layout, [])
+    problems = compress_problems(job, data.shape, layout, [], Available.local())
     if problems:
         raise PlanError("the steps do not fit the job's layout", problems=problems)
     return Trained(

@@ -29,11 +29,14 @@ _DEFAULT_EVAL_BATCH = 256
 UNKNOWN_DATA = DataShape({}, (), (), "unknown")
 
 
-def build_plan(job: JobSpec, available: Available, data_shape: DataShape | None = None) -> Plan:
+def build_plan(
+    job: JobSpec, available: Available, data_shape: DataShape | None = None, *, here: Available | None = None
+) -> Plan:
     """Return the plan. Raises PlanError with all problems at once; each says what would fit.
 
     `data_shape` is given by a worker that has loaded the data; without it the data plug-in is asked, and a plug-in that
-    says nothing of itself leaves sample counts open (0) with a note.
+    says nothing of itself leaves sample counts open (0) with a note. `here` is the machine where the command runs: it
+    compresses what was trained, wherever that was. None: what it lacks is not asked.
     """
     notes: list[str] = []
     problems: list[Problem] = []
@@ -48,7 +51,7 @@ def build_plan(job: JobSpec, available: Available, data_shape: DataShape | None 
     problems += speed_problems(job, layout)
     problems += float8_problems(job, layout, resources, available)
     stages = plan_stages(job, layout, problems)
-    problems += compress_problems(job, data, layout, notes)
+    problems += compress_problems(job, data, layout, notes, here)
     notes += unused_keys(job, layout)
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"

@@ -2,8 +2,8 @@
 
 A model may say `prunable(config) -> {kind: {name: width}}`: what structural pruning can make narrower, and how wide it
 is. A step may say `plan_problems(config, model, widths)`, `job_problems(config, job)`, `data_problems(config, data)`,
-`layout_problems(config, job, layout)` and `follow_problems(config, before, job)`, `before` being (name, config) of the
-steps before it: what does not work out, as (key, message, hint).
+`layout_problems(config, job, layout)`, `machine_problems(config, here)` and `follow_problems(config, before, job)`,
+`before` being (name, config) of the steps before it: what does not work out, as (key, message, hint).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator import plugins
 from orchestrator.errors import JobFileError, Problem
+from orchestrator.plan.available import Available
 from orchestrator.plan.layout import Layout
 from orchestrator.plan.shapes import DataShape
 from orchestrator.spec.job import JobSpec
@@ -20,8 +21,13 @@ from orchestrator.spec.job import JobSpec
 Widths = Mapping[str, Mapping[str, int]]
 
 
-def compress_problems(job: JobSpec, data: DataShape, layout: Layout, notes: list[str]) -> list[Problem]:
-    """Return every mismatch of steps with model, data and layout; what only the worker can know becomes a note."""
+def compress_problems(
+    job: JobSpec, data: DataShape, layout: Layout, notes: list[str], here: Available | None = None
+) -> list[Problem]:
+    """Return every mismatch of steps with model, data, layout and the machine that compresses, where that is known.
+
+    What only the worker can know becomes a note.
+    """
     if not job.compress.steps:
         return []
     found = _calibration(job, data) + _limits(job, data)
@@ -41,6 +47,7 @@ def compress_problems(job: JobSpec, data: DataShape, layout: Layout, notes: list
         complaints += plugin.job_problems(asked, job) if hasattr(plugin, "job_problems") else []
         complaints += plugin.data_problems(asked, data) if hasattr(plugin, "data_problems") else []
         complaints += plugin.layout_problems(asked, job, layout) if hasattr(plugin, "layout_problems") else []
+        complaints += plugin.machine_problems(asked, here) if here and hasattr(plugin, "machine_problems") else []
         complaints += plugin.follow_problems(asked, before, job) if hasattr(plugin, "follow_problems") else []
         before.append((use.use, asked))
         for key, message, hint in complaints:

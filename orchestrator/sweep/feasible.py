@@ -63,7 +63,7 @@ def judge_point(
     if broken:
         return Infeasible("constraint", broken)
     try:
-        plan = build_plan(job, limits.available)
+        plan = build_plan(job, limits.available, here=Available.local())
     except PlanError as error:
         return Infeasible("plan", _said(error.problems) or error.message, error.problems)
     broken = broken_constraint(job, plan, [each for each in constraints if _needs_plan(each)])

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass as to_dense
 
-from orchestrator.compress import pipeline, quantise_problems
+from orchestrator.compress import pipeline
 from orchestrator.compress.runtimes import device, two_of_four
 from orchestrator.plan.available import Available
 
@@ -73,7 +73,7 @@ def pretended_gpu(
     made = {"torch's": pack} if packs is None else packs
     two_of_four.trials.cache_clear()
     with pytest.MonkeyPatch.context() as patch, kernels() as found:
-        patch.setattr(quantise_problems.Available, "local", classmethod(lambda cls: Available(2.0, 1, 1 << 34)))
+        patch.setattr(Available, "local", classmethod(lambda cls: Available(2.0, 1, 1 << 34)))
         patch.setattr(device, "device_of", lambda target: torch.device("cpu"))
         patch.setattr("orchestrator.compress.gpu.device_of", lambda target: torch.device("cpu"))
         patch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

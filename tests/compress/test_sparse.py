@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from orchestrator import api
 from orchestrator.compress import footprint, timing
 from orchestrator.compress.gpu import require_gpu
 from orchestrator.compress.manifest import read_page
@@ -29,14 +30,14 @@ from orchestrator.compress.sparse import Halves, Product, keep_two
 from orchestrator.compress.verify import _ask
 from orchestrator.compress.writers.float8 import to_float8
 from orchestrator.compress.writers.sparse import to_sparse
-from orchestrator.errors import ExportError, NotAbleError
+from orchestrator.errors import ExportError, JobFileError, NotAbleError, PlanError
 from orchestrator.plan.available import Available
+from orchestrator.plan.build import build_plan
 from orchestrator.spec.load import load_spec
 
 from .making import context_of, make_trained
 from .pretended import kernels, pack, pretended_gpu
 from .test_float8 import MODELS, job, on_gpu, operators
-from .test_spec import said
 
 PRUNE, EXPORT = {"use": "prune", "kind": "2:4"}, {"use": "export", "format": "program"}
 QUANTISE = {"use": "quantise", "scheme": "2:4", "target": "cuda"}
@@ -333,10 +334,15 @@ def test_a_model_whose_layers_do_not_fit_is_refused_by_name(tmp_path: Path) -> N
         to_sparse(dense, context_of(trained, tmp_path))
 
 
-def refused(model: dict[str, Any], steps: list[dict[str, Any]]) -> str:
-    data = job(model)
-    data["compress"]["steps"] = steps
-    return said(data)
+def on(num_gpus: int, capability: tuple[int, int] | None = None) -> Available:
+    """Return a machine with or without GPUs."""
+    return Available(2.0, num_gpus, 1 << 34, capability=capability)
+
+
+def refused(model: dict[str, Any], steps: list[dict[str, Any]], here: Available) -> str:
+    with pytest.raises((JobFileError, PlanError)) as caught:
+        build_plan(load_spec(job(model, steps=steps)), Available.unknown(), here=here)
+    return "\n".join(f"{each.path}: {each.message} [{each.hint}]" for each in caught.value.problems)
 
 
 @pytest.mark.parametrize(
@@ -353,23 +359,40 @@ def refused(model: dict[str, Any], steps: list[dict[str, Any]]) -> str:
     ],
 )
 def test_what_cannot_be_is_refused_when_the_job_is_read(
-    monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], steps: list[dict[str, Any]], words: str
+    model: dict[str, Any], steps: list[dict[str, Any]], words: str
 ) -> None:
-    monkeypatch.setattr(Available, "local", classmethod(lambda cls: Available(2.0, 1, 1 << 34, capability=(9, 0))))
-    assert words in refused(model, steps)
+    assert words in refused(model, steps, on(1, (9, 0)))
 
 
 @pytest.mark.parametrize("scheme", ["float8", "2:4"])
-def test_a_machine_without_a_gpu_is_told_when_the_job_is_read(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
-    monkeypatch.setattr(Available, "local", classmethod(lambda cls: Available(2.0, 0, 1 << 34)))
-    text = refused(WIDE, [PRUNE, EXPORT, {**QUANTISE, "scheme": scheme}])
+def test_a_machine_without_a_gpu_is_told_when_the_job_is_read(scheme: str) -> None:
+    text = refused(WIDE, [PRUNE, EXPORT, {**QUANTISE, "scheme": scheme}], on(0))
     assert "compress.steps.2.target: the file is judged on an NVIDIA GPU of this machine, which has none" in text
     assert {"float8": "or write target: cpu", "2:4": "write int8-static"}[scheme] in text
 
 
-def test_a_gpu_that_is_too_old_is_told_when_the_job_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Available, "local", classmethod(lambda cls: Available(2.0, 1, 1 << 34, capability=(7, 5))))
-    assert "compress.steps.2.target: this GPU has compute capability 7.5" in refused(WIDE, [PRUNE, EXPORT, QUANTISE])
+def test_a_gpu_that_is_too_old_is_told_when_the_job_is_read() -> None:
+    text = refused(WIDE, [PRUNE, EXPORT, QUANTISE], on(1, (7, 5)))
+    assert "compress.steps.2.target: this GPU has compute capability 7.5" in text
+
+
+def test_ranks_are_not_asked_what_the_machine_that_compresses_has() -> None:
+    """They plan the job anew where they are: on nodes without a GPU, or with those that others use hidden."""
+    spec = load_spec(job(WIDE, steps=STEPS))
+    assert build_plan(spec, Available.unknown()).num_params
+    assert build_plan(spec, on(0)).num_params
+
+
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_the_command_asks_the_machine_where_it_runs(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
+    data = job(WIDE, steps=STEPS)
+    data["cluster"] |= {"address": address} if address else {}
+    monkeypatch.setattr(Available, "local", classmethod(lambda cls: on(0)))
+    with pytest.raises(PlanError) as caught:
+        api.check(data)
+    assert "which has none" in caught.value.problems[0].message
+    monkeypatch.setattr(Available, "local", classmethod(lambda cls: on(1, (9, 0))))
+    api.check(data)
 
 
 @pytest.mark.parametrize("scheme", ["float8", "2:4"])
@@ -402,7 +425,7 @@ def test_a_deep_graph_is_walked_once() -> None:
 
 @pytest.mark.parametrize("format", ["onnx", "openvino", "aoti", "safetensors"])
 def test_formats_that_cannot_say_which_can(format: str) -> None:
-    text = refused(WIDE, [PRUNE, {"use": "export", "format": format}, QUANTISE])
+    text = refused(WIDE, [PRUNE, {"use": "export", "format": format}, QUANTISE], on(1))
     assert f"{format} cannot be made 2:4: of the runtimes here torch alone skips two of every four weights" in text
     assert "2:4 can be had as program" in text
 
