@@ -121,7 +121,7 @@ def write_artifact(trained: Trained, state: State, lineage: tuple[Link, ...], fo
         job_digest=job_digest(trained.named()),
         checkpoint=trained.checkpoint,
         versions=_versions(state.format),
-        machine=processor() | (gpu_facts() if state.target == "cuda" else {}),
+        machine=processor() | (gpu_facts(state.scheme) if state.target == "cuda" else {}),
         measure=section.measure.model_dump(mode="json"),
         limits=section.limits.model_dump(mode="json"),
         restored=_restored(state),

@@ -140,7 +140,7 @@ def trained_from(job: JobSpec, tensors: Any, checkpoint: str, step: int) -> Trai
     layout = layout_of(job.parallel)
     problems = compress_problems(job, data.shape, layout, [], Available.local())
     if problems:
-        raise PlanError("the steps do not fit the job's layout", problems=problems)
+        raise PlanError("the steps do not fit the job or this machine", problems=problems)
     return Trained(
         alone,
         plan,

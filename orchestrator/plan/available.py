@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from orchestrator.environment import visible_cuda_devices
@@ -24,9 +25,16 @@ class Available:
 
     def compute_capability(self) -> tuple[int, int] | None:
         """Return the compute capability of the weakest GPU; None when there is none or it cannot be found out."""
-        if self.capability is not None or not self.known or self.num_gpus == 0:
-            return self.capability
-        return _local_capability()
+        return min(self._capabilities(), default=None)
+
+    def best_capability(self) -> tuple[int, int] | None:
+        """Return the compute capability of the strongest GPU; None when there is none or it cannot be found out."""
+        return max(self._capabilities(), default=None)
+
+    def _capabilities(self) -> tuple[tuple[int, int], ...]:
+        if self.capability is not None:
+            return (self.capability,)
+        return _local_capabilities() if self.known and self.num_gpus else ()
 
     @classmethod
     def local(cls) -> Available:
@@ -41,16 +49,17 @@ class Available:
         return cls(0.0, 0, 0, known=False)
 
 
-def _local_capability() -> tuple[int, int] | None:
+@cache
+def _local_capabilities() -> tuple[tuple[int, int], ...]:
     import subprocess
 
     # The driver's own tool: asking torch would take seconds and a context on the GPU.
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-        return min((int(major), int(minor)) for major, minor in (line.split(".") for line in said.split()))
+        return tuple((int(major), int(minor)) for major, minor in (line.split(".") for line in said.split()))
     except (OSError, subprocess.SubprocessError, ValueError):
-        return None
+        return ()
 
 
 def _num_local_gpus() -> int:

@@ -18,6 +18,7 @@ from orchestrator.plan.layout import Layout
 from orchestrator.plan.shapes import DataShape
 from orchestrator.spec.job import JobSpec
 
+_LAYERS = ("layer_names", "layer_costs", "recurrent_names")
 Widths = Mapping[str, Mapping[str, int]]
 
 
@@ -100,19 +101,19 @@ def largest_layer(job: JobSpec) -> int | None:
 def recurrent_share(job: JobSpec) -> float:
     """Return the share of a job's model's weights that its recurrent layers hold; 0.0 when it names no such layers.
 
-    A model names them by `recurrent_names(config)`, beside `layer_names` and `layer_costs`.
+    The model `rnn` names them by `recurrent_names(config)`, beside `layer_names` and `layer_costs`.
     """
     try:
         config = plugins.light_config("models", job.model.use)
         plugin: Any = plugins.load("models", job.model.use) if config else None
-        if config is None or not hasattr(plugin, "recurrent_names"):
+        if config is None or not all(hasattr(plugin, name) for name in _LAYERS):
             return 0.0
         asked = plugins.build_config(config, job.model.options)
     except JobFileError:
         return 0.0
     costs = zip(plugin.layer_names(asked), plugin.layer_costs(asked), strict=True)
     weights: dict[str, int] = {name: int(cost[1]) for name, cost in costs}
-    return sum(weights[name] for name in plugin.recurrent_names(asked)) / max(1, sum(weights.values()))
+    return sum(weights.get(name, 0) for name in plugin.recurrent_names(asked)) / max(1, sum(weights.values()))
 
 
 def _limits(job: JobSpec, data: DataShape) -> list[Problem]:

@@ -5,6 +5,7 @@ No GPU is here: `pretended` says what is pretended and what is torch's own.
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from pathlib import Path
@@ -17,13 +18,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from orchestrator import api
 from orchestrator.compress import footprint, timing
+from orchestrator.compress.base import Context
 from orchestrator.compress.gpu import require_gpu
 from orchestrator.compress.manifest import read_page
 from orchestrator.compress.measures import fidelity
 from orchestrator.compress.pipeline import Outcome, Trained, compress
+from orchestrator.compress.products import cast
 from orchestrator.compress.report import metrics, table
 from orchestrator.compress.runtimes.base import open_folder
-from orchestrator.compress.runtimes.program import ON_CUDA, WITH_ZEROS
+from orchestrator.compress.runtimes.program import ON_CUDA, RUNTIME, WITH_ZEROS
 from orchestrator.compress.runtimes.sparse import sparse_facts
 from orchestrator.compress.runtimes.two_of_four import is_two_of_four, pack_of, skip_zeros, with_zeros
 from orchestrator.compress.sparse import Halves, Product, keep_two
@@ -31,6 +34,7 @@ from orchestrator.compress.verify import _ask
 from orchestrator.compress.writers.float8 import to_float8
 from orchestrator.compress.writers.sparse import to_sparse
 from orchestrator.errors import ExportError, JobFileError, NotAbleError, PlanError
+from orchestrator.export.program import save_program
 from orchestrator.plan.available import Available
 from orchestrator.plan.build import build_plan
 from orchestrator.spec.load import load_spec
@@ -407,20 +411,109 @@ def test_layers_without_anything_between_them_are_taken(scheme: str, tmp_path: P
     assert fidelity(program.module()(inputs).numpy(), pair(inputs).numpy(), "value")["sqnr_db"] > 20
 
 
-def test_a_deep_graph_is_walked_once() -> None:
-    """Weights made of the input, each of two readings of the one before: not two to the power of their number."""
+class Deep(nn.Module):
+    """A weight that is made of itself twice, many times over: of the input, or of a stored one in any type."""
 
-    class Deep(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            weight = x.t()
-            for _ in range(60):
-                weight = weight + weight.flip(0)
-            return nn.functional.linear(x, weight.t())
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.weight = nn.Parameter(torch.zeros(64, 64, dtype=dtype or torch.float32), requires_grad=False)
 
-    program = torch.export.export(Deep(), (torch.rand(8, 8),))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight if self.dtype else x
+        for _ in range(60):
+            weight = weight + weight.flip(0)
+        rows = cast(x, self.dtype or torch.float32)
+        return cast(nn.functional.linear(rows, weight), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_a_deep_graph_is_walked_once(dtype: torch.dtype | None) -> None:
+    """Not two to the power of its depth."""
+    program = torch.export.export(Deep(dtype), (torch.rand(64, 64),))
     begun = time.monotonic()
     assert skip_zeros(program.module(), CPU) == 0
+    assert sparse_facts(program).products == 0
     assert time.monotonic() - begun < 20
+
+
+class Counting(nn.Module):
+    """A weight that is multiplied by a number which grows with every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(zeroed(torch.ones(32, 64)).bfloat16(), requires_grad=False)
+        self.register_buffer("count", torch.ones(1, dtype=torch.bfloat16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count.mul_(2.0)
+        return nn.functional.linear(cast(x, torch.bfloat16), self.weight * self.count)
+
+
+def test_opening_a_program_changes_nothing_in_it() -> None:
+    module = torch.export.export(Counting(), (torch.rand(2, 64),)).module()
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    assert skip_zeros(module, CPU) == 0
+    assert all(torch.equal(value, before[name]) for name, value in module.named_buffers())
+
+
+def test_what_weights_were_made_of_takes_no_memory_once_they_are_ready(tmp_path: Path) -> None:
+    """Counted without the collector of cycles, which may not run for hours."""
+    width, layers = 512, 8
+    model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers))).eval().requires_grad_(False)
+    for layer in model:
+        layer.weight.data = zeroed(layer.weight.data)
+    program, taken = to_sparse(model, WideContext(width))
+    save_program(program, tmp_path / "model.pt2")
+    content = (tmp_path / "model.pt2").read_bytes()
+    del program, model, layer
+    gc.collect()
+    gc.disable()
+    try:
+        before = live_bytes()
+        run = RUNTIME.open({"model.pt2": content})
+        grown = live_bytes() - before
+    finally:
+        gc.enable()
+    assert (taken, run(torch.rand(2, width).numpy()).shape) == (layers, (2, width))
+    assert grown < 1.2 * layers * 2 * width * width  # in bfloat16, zeros put back
+
+
+class WideContext(Context):
+    """Calibration samples of a width."""
+
+    def __init__(self, width: int) -> None:
+        object.__setattr__(self, "width", width)
+
+    def calibration(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.rand(4, self.width), torch.zeros(4)
+
+
+def live_bytes() -> int:
+    """Return the bytes of all tensors that anything still holds; one that several share is counted once."""
+    found = [each for each in gc.get_objects() if isinstance(each, torch.Tensor) and each.device.type == "cpu"]
+    real = [each for each in found if type(each) in (torch.Tensor, nn.Parameter)]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in real}.values())
+
+
+def test_a_layer_on_a_single_vector_stays_as_it_is(tmp_path: Path) -> None:
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.first = nn.Parameter(torch.rand(64), requires_grad=False), nn.Linear(64, 64)
+            self.second = nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.second(x) + self.first(self.query)
+            return found
+
+    model = Learned().eval().requires_grad_(False)
+    for layer in (model.first, model.second):
+        layer.weight.data = zeroed(layer.weight.data)
+    for make in (to_float8, to_sparse):
+        program, layers = make(model, WideContext(64))
+        assert layers == 1
+        assert program.module()(torch.rand(3, 64)).shape == (3, 64)
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino", "aoti", "safetensors"])

@@ -146,8 +146,16 @@ def test_recurrent_layers_that_would_stay_floats_are_refused(kind: str, scheme: 
     assert "write int8-dynamic with model.kind: lstm" in text
 
 
-def test_an_lstm_whose_inputs_are_rounded_as_they_come_is_taken() -> None:
-    assert build_plan(load_spec(recurrent({"kind": "lstm"}, "int8-dynamic")), HERE).num_params
+@pytest.mark.parametrize(("scheme", "format"), [("int8-dynamic", "onnx"), ("int8-static", "openvino")])
+def test_an_lstm_is_taken_where_its_weights_become_integers(scheme: str, format: str) -> None:
+    if format == "openvino":
+        pytest.importorskip("nncf")
+    assert build_plan(load_spec(recurrent({"kind": "lstm"}, scheme, format)), HERE).num_params
+
+
+def test_a_scheme_that_is_none_of_integers_has_one_complaint_about_recurrent_layers() -> None:
+    (line,) = said(recurrent({}, "float8", "program")).splitlines()
+    assert "rnn is made of recurrent layers [export as onnx, and write int8-dynamic with model.kind: lstm]" in line
 
 
 def test_recurrent_layers_that_hardly_weigh_are_no_hindrance() -> None:

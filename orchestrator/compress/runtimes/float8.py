@@ -52,7 +52,7 @@ def require_float8(products: int, coverage: float, others: list[str]) -> None:
         raise ExportError(
             f"float8 reached {coverage:.1%} of the weights, {MIN_COVERAGE:.0%} are needed to call it that; in other "
             f"types: {some(others)}",
-            hint="convolutions, recurrent weights and layers narrower than 16 stay floats: write int8-static as onnx",
+            hint="convolutions, recurrent weights and layers narrower than 16 stay floats: use a scheme of onnx",
         )
 
 

@@ -47,12 +47,12 @@ class Program:
     def open(self, contents: Mapping[str, bytes], threads: int = 1) -> Run:
         """Return the model as a function of a batch. Raises NotAbleError where the target's device is missing."""
         (name, content), *_ = contents.items()
-        program = _load(name, content)
         from orchestrator.compress.runtimes.device import device_of
         from orchestrator.compress.runtimes.two_of_four import pack_of, skip_zeros, trials, with_zeros
 
         device = device_of(self._target)
-        module: Any = _moved(program, device).module()
+        # The program itself is let go of at once: it would hold every weight that another takes the place of.
+        module: Any = _moved(_load(name, content), device).module()
         skipping = skip_zeros(module, device, None if self._skip else with_zeros)
         if skipping and self._skip and self._target == "cuda" and pack_of(device) is with_zeros:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in trials(device).items())

@@ -35,8 +35,8 @@ class Layer(NamedTuple):
     """A product whose weight is kept as two of four."""
 
     node: Node
-    formula: str
-    """How the weight is made of stored tensors; the same for all products that read it."""
+    made: int
+    """Names how the weight is made of stored tensors; the same for all products that read it."""
     sources: tuple[str, ...]
     shape: tuple[int, int]
 
@@ -87,38 +87,41 @@ def pack_of(device: torch.device) -> Pack:
 
 def sparse_layers(graph: GraphModule) -> Iterator[Layer]:
     """Yield the products of a program whose weight is kept as two of four. No weight is held beyond its turn."""
-    known: dict[str, tuple[int, int] | None] = {}
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function" or node.target is not _LINEAR or node.args[1].op != "call_function":
-            continue
-        sources = _sources(node.args[1])
+    candidates = [node for node in graph.graph.nodes if _may_be_kept(node)]
+    numbers = _numbers(graph) if candidates else {}
+    known: dict[int, tuple[int, int] | None] = {}
+    for node in candidates:
+        weight: Any = node.args[1]
+        ancestors = _ancestors(weight)
+        sources = tuple(sorted({str(each.target) for each in ancestors if each.op == "get_attr"}))
         if not sources:
             continue
-        formula = _formula(node.args[1])
-        if formula not in known:
-            known[formula] = _kept_shape(graph, node.args[1], sources)
-        shape = known[formula]
+        made = numbers[weight]
+        if made not in known:
+            known[made] = _kept_shape(graph, ancestors, sources)
+        shape = known[made]
         if shape is not None:
-            yield Layer(node, formula, sources, shape)
+            yield Layer(node, made, sources, shape)
 
 
 def skip_zeros(graph: GraphModule, device: torch.device, pack: Pack | None = None) -> int:
     """Change a program so that weights kept as two of four are ready to be multiplied, and return how many layers are.
 
-    `pack` makes them ready; None: what skips their zeros on the device. What they were made of is freed one by one.
+    `pack` makes them ready; None: what skips their zeros on the device. What a weight was made of leaves the program
+    before the next is made, so memory is freed one by one where nothing else holds it.
     """
-    ready: dict[str, str] = {}
+    ready: dict[int, str] = {}
     reads = Counter(str(node.target) for node in graph.graph.nodes if node.op == "get_attr")
     count = 0
     for layer in sparse_layers(graph):
         node: Any = layer.node
         before = node.args[1]
-        if layer.formula not in ready:
+        if layer.made not in ready:
             pack = pack or pack_of(device)
-            ready[layer.formula] = f"two_of_four_{len(ready)}"
-            graph.register_buffer(ready[layer.formula], pack(_computed(graph, before).contiguous()))
+            ready[layer.made] = f"two_of_four_{len(ready)}"
+            graph.register_buffer(ready[layer.made], pack(_computed(graph, _ancestors(before)).contiguous()))
         with graph.graph.inserting_before(node):
-            node.args = (node.args[0], graph.graph.get_attr(ready[layer.formula]), *node.args[2:])
+            node.args = (node.args[0], graph.graph.get_attr(ready[layer.made]), *node.args[2:])
         _erase(graph, before, reads)
         count += 1
     if count:
@@ -147,9 +150,21 @@ def _complaint(pack: Pack, device: torch.device) -> str:
     return "" if torch.equal(found, wanted) else "a product of it is wrong"
 
 
-def _kept_shape(graph: GraphModule, node: Any, sources: tuple[str, ...]) -> tuple[int, int] | None:
+def _may_be_kept(node: Any) -> bool:
+    """Say whether a node is a product whose weight is computed, and by type and sizes might be kept as two of four."""
+    if node.op != "call_function" or node.target is not _LINEAR or node.args[1].op != "call_function":
+        return False
+    weight = node.args[1].meta.get("val")
+    if weight is None or weight.dtype != KEPT or weight.dim() != 2:
+        return False
+    return all(
+        isinstance(size, int) and size % part == 0 for size, part in zip(weight.shape, (ROWS, COLUMNS), strict=True)
+    )
+
+
+def _kept_shape(graph: GraphModule, ancestors: list[Any], sources: tuple[str, ...]) -> tuple[int, int] | None:
     """Return the sizes of a weight that is kept as two of four; None for any other."""
-    weight = _computed(graph, node)
+    weight = _computed(graph, ancestors)
     stored = [_attribute(graph, name) for name in sources]
     num_bytes = sum(each.numel() * each.element_size() for each in stored)
     if not LEAST_BYTES * weight.numel() <= num_bytes <= MOST_BYTES * weight.numel():
@@ -161,18 +176,21 @@ def _kept_shape(graph: GraphModule, node: Any, sources: tuple[str, ...]) -> tupl
 
 def _erase(graph: GraphModule, node: Any, reads: Counter[str]) -> None:
     """Take out a node that nothing reads, what it alone was made of, and the stored tensors that are then unread."""
-    if node.users or node.op == "placeholder":
-        return
-    before = list(node.all_input_nodes)
-    graph.graph.erase_node(node)
-    if node.op == "get_attr":
-        name = str(node.target)
+    open_, erased = [node], set[Any]()
+    while open_:
+        each = open_.pop()
+        if each in erased or each.users or each.op == "placeholder":
+            continue
+        open_ += each.all_input_nodes
+        graph.graph.erase_node(each)
+        erased.add(each)
+        if each.op != "get_attr":
+            continue
+        name = str(each.target)
         reads[name] -= 1
         if not reads[name]:
             parent, _, own = name.rpartition(".")
             delattr(graph.get_submodule(parent), own)
-    for each in before:
-        _erase(graph, each, reads)
 
 
 def _attribute(graph: GraphModule, name: str) -> Tensor:
@@ -180,48 +198,47 @@ def _attribute(graph: GraphModule, name: str) -> Tensor:
     return stored
 
 
-def _sources(node: Any) -> tuple[str, ...]:
-    """Return the names of the stored tensors that a node is made of; () when anything else goes into it."""
-    found: dict[str, None] = {}
+def _ancestors(node: Any) -> list[Any]:
+    """Return a node and all it is made of, stored tensors first; [] when the input goes into it, or anything is changed
+    on the way: what is computed here must be what the program would compute at every call."""
     seen, open_ = {node}, [node]
     while open_:
         each = open_.pop()
-        if each.op == "get_attr":
-            found[str(each.target)] = None
-        elif each.op != "call_function":
-            return ()
+        if each.op == "call_function":
+            schema = getattr(each.target, "_schema", None)
+            if schema is None or schema.is_mutable:
+                return []
+        elif each.op != "get_attr":
+            return []
         new = [other for other in each.all_input_nodes if other not in seen]
         seen.update(new)
         open_ += new
-    return tuple(sorted(found))
+    return [each for each in node.graph.nodes if each in seen]
 
 
-def _formula(node: Any) -> str:
-    """Return in one line how a node is made of stored tensors."""
-    known: dict[Any, str] = {}
+def _numbers(graph: GraphModule) -> dict[Any, int]:
+    """Return a number for every node; nodes that compute the same of the same have the same."""
+    known: dict[Any, int] = {}
+    found: dict[Any, int] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            arguments = torch.fx.node.map_arg((node.args, node.kwargs), lambda each: f"%{found[each]}")
+            key: Any = (str(node.target), str(arguments))
+        else:
+            key = (node.op, str(node.target)) if node.op == "get_attr" else node
+        found[node] = known.setdefault(key, len(known))
+    return found
 
-    def told(each: Any) -> str:
-        if each not in known:
-            arguments = torch.fx.node.map_arg((each.args, each.kwargs), told)
-            known[each] = str(each.target) if each.op == "get_attr" else f"{each.target}{arguments}"
-        return known[each]
 
-    return told(node)
-
-
-def _computed(graph: GraphModule, node: Any) -> Tensor:
-    """Return what a node made of stored tensors alone is."""
-    known: dict[Any, Any] = {}
-
-    def value(each: Any) -> Any:
-        if each not in known:
-            if each.op == "get_attr":
-                known[each] = _attribute(graph, str(each.target))
-            else:
-                args, kwargs = torch.fx.node.map_arg((each.args, each.kwargs), value)
-                known[each] = each.target(*args, **kwargs)
-        return known[each]
-
+def _computed(graph: GraphModule, ancestors: list[Any]) -> Tensor:
+    """Return what the last of some nodes is, the others being all that it is made of."""
+    values: dict[Any, Any] = {}
     with torch.no_grad():
-        weight: Tensor = value(node)
+        for node in ancestors:
+            if node.op == "get_attr":
+                values[node] = _attribute(graph, str(node.target))
+            else:
+                args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = node.target(*args, **kwargs)
+    weight: Tensor = values[ancestors[-1]]
     return weight

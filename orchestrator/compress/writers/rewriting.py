@@ -78,7 +78,9 @@ class Rewriting:
             weight = weight.t() if weight.dim() == 2 else None
         bias = self._value(given)
         # A bias that is computed is none that could be stored beside the weight.
-        if weight is None or (given is not None and bias is None) or x.meta["val"].dtype != torch.float32:
+        if weight is None or (given is not None and bias is None):
+            return None
+        if x.meta["val"].dtype != torch.float32 or x.meta["val"].dim() < 2:
             return None
         return self.product(x, weight, bias)
 

@@ -57,6 +57,7 @@ class Served(PythonModel):  # type: ignore[misc]
 
             program = move_to_device_pass(program, self.device)
         self.module = program.module()
+        del program  # it would hold every weight that another takes the place of
         if config["scheme"] == "2:4":
             from two_of_four import skip_zeros  # type: ignore[import-not-found]  # stored beside this file
 
