@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import click
 
@@ -23,7 +23,7 @@ def guarded(call: Callable[[], Any], *, as_json: bool, verbose: bool) -> int:
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         show_error(
-            OrchestratorError(error.format_message(), hint=_usage_hint(error)), as_json, kind="UsageError", code=2
+            OrchestratorError(_usage_message(error), hint=_usage_hint(error)), as_json, kind="UsageError", code=2
         )
         return 2
     except OrchestratorError as error:
@@ -110,19 +110,35 @@ def _token_width(source: str, start: int) -> int:
     return max(1, len(found.group()) if found else 1)
 
 
+def _usage_message(error: click.ClickException) -> str:
+    if _is_override(error):  # click would guess another option, and contradict the hint
+        return f"no such option: {error.option_name}"
+    return error.format_message()
+
+
+def _is_override(error: click.ClickException) -> TypeGuard[click.NoSuchOption]:
+    """Say whether an option that does not exist was to replace a value of the job, as other tools have it."""
+    context = getattr(error, "ctx", None)
+    if not isinstance(error, click.NoSuchOption) or context is None:
+        return False
+    name = error.option_name.lstrip("-")
+    return _takes_overrides(context) and (name in ("set", "override", "s", "o") or "." in name)
+
+
+def _takes_overrides(context: click.Context) -> bool:
+    return any(each.name == "overrides" for each in context.command.params)
+
+
 def _usage_hint(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     if context is None:
         return ""
-    takes_overrides = any(each.name == "overrides" for each in context.command.params)
-    if isinstance(error, click.NoSuchOption) and takes_overrides:
-        name = error.option_name.lstrip("-")
-        if name in ("set", "override", "s", "o") or "." in name:
-            return f"values of the job are replaced without an option: `{context.command_path} JOB train.epochs=5`"
+    if _is_override(error):
+        return f"values of the job are replaced without an option: `{context.command_path} JOB train.epochs=5`"
     if isinstance(error, click.MissingParameter) and context.params.get("resume"):
         return f"what follows --resume is a run; the job comes before it: `{context.command_path} JOB --resume`"
     said = error.format_message()
-    if "unexpected extra argument" in said and not takes_overrides and "=" in said:
+    if "unexpected extra argument" in said and not _takes_overrides(context) and "=" in said:
         return f"`{context.command_path}` replaces no values of a job; write them into a file that `extends:` it"
     return f"`{context.command_path} --help` explains the arguments"
 

@@ -84,6 +84,11 @@ def test_values_put_in_another_tools_way_are_answered_with_ours(words: tuple[str
     assert advice in json.loads(answer.stdout.splitlines()[-1])["hint"]
 
 
+def test_no_other_option_is_guessed_where_a_value_was_to_be_replaced() -> None:
+    found = json.loads(run("check", "x.yaml", "--set", "train.epochs=5", "--json").stdout.splitlines()[-1])
+    assert found["message"] == "no such option: --set"
+
+
 def test_the_version_is_printed() -> None:
     assert run("--version").output.startswith("orchestrator 0.")
 
