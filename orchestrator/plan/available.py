@@ -10,6 +10,8 @@ from pathlib import Path
 from orchestrator.environment import visible_cuda_devices
 
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
+_WSL = Path("/dev/dxg")
+"""There under Windows' Linux, where GPUs are Windows' own and the driver has no folder in /proc."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,6 @@ def _local_capabilities() -> tuple[tuple[int, int], ...]:
 
 
 def _num_local_gpus() -> int:
-    present = len(list(_NVIDIA.iterdir())) if _NVIDIA.is_dir() else 0
+    present = len(list(_NVIDIA.iterdir())) if _NVIDIA.is_dir() else len(_local_capabilities()) if _WSL.exists() else 0
     visible = visible_cuda_devices()
     return present if visible is None else min(present, len(visible))
