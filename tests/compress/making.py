@@ -88,3 +88,10 @@ def check_here(place: Path) -> dict[str, Any]:
     """Judge an artifact as the checking process does, without the seconds that a process takes to import torch."""
     page = read_page(place)
     return check(place, page, runtime_of(page.format, page.target))
+
+
+def flip_a_byte(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

@@ -40,12 +40,6 @@ def good(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return outcome
 
 
-@pytest.fixture
-def copied(good: Outcome, tmp_path: Path) -> Path:
-    shutil.copytree(good.folder, tmp_path / "compress")
-    return tmp_path / "compress" / "artifact"
-
-
 def edit(path: Path, record: str, content: bytes) -> None:
     """Replace or add one record of a package."""
     with zipfile.ZipFile(path) as archive:

@@ -37,12 +37,6 @@ def good(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return outcome
 
 
-@pytest.fixture
-def copied(good: Outcome, tmp_path: Path) -> Path:
-    shutil.copytree(good.folder, tmp_path / "compress")
-    return tmp_path / "compress" / "artifact"
-
-
 @installed
 @pytest.mark.slow
 def test_integers_are_counted_in_what_xnnpack_is_given(good: Outcome) -> None:

@@ -150,22 +150,21 @@ def test_the_program_keeps_the_rules_of_gpus(name: str, rows: int, tmp_path: Pat
     trained = fresh(name)
     program, _ = to_float8(trained.model, context_of(trained, tmp_path))
     inputs, _ = context_of(trained, tmp_path).calibration()
-    wanted = trained.model(inputs[:rows]).shape
+    assert answered_on_gpu(program, inputs[:rows]) == trained.model(inputs[:rows]).shape
+
+
+def answered_on_gpu(program: torch.export.ExportedProgram, inputs: torch.Tensor) -> torch.Size:
+    """Return the shape of the answers of a program on CUDA, by torch's rules for tensors without data."""
     for node in program.graph.nodes:
         if "device" in node.kwargs:  # what torch.export.passes.move_to_device_pass puts another in place of
             node.kwargs = {**node.kwargs, "device": "cuda"}
     with FakeTensorMode(allow_non_fake_inputs=True):
         stored = {**program.state_dict, **program.constants}
-        names = [spec.target for spec in program.graph_signature.input_specs]
-        arguments = [on_gpu(stored[each] if each else inputs[:rows]) for each in names]
-        (found,) = torch.fx.Interpreter(program.graph_module).run(*arguments)
+        given = [stored[spec.target] if spec.target else inputs for spec in program.graph_signature.input_specs]
+        on_gpu = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda") for x in given]
+        (found,) = torch.fx.Interpreter(program.graph_module).run(*on_gpu)
     assert found.device.type == "cuda"
-    assert found.shape == wanted
-
-
-def on_gpu(value: torch.Tensor) -> torch.Tensor:
-    """Return a tensor without data that says it is on a GPU. To be called under a fake mode."""
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
+    return found.shape
 
 
 def test_rows_are_laid_out_as_gpus_take_them() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from orchestrator.errors import ExportError
 from orchestrator.export.program import load_program, save_program
 from orchestrator.spec.load import load_spec
 
-from .making import check_here, context_of, lay_out, make_trained, rewrite
+from .making import check_here, context_of, flip_a_byte, lay_out, make_trained, rewrite
 from .test_float8 import job
 
 MODEL = {"use": "mlp", "inputs": 64, "hidden": [256, 256], "outputs": 10}
@@ -36,13 +35,6 @@ def good(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     outcome = compress(trained, tmp_path_factory.mktemp("good") / "compress", timed=False)
     assert outcome.ok, outcome.error
     return outcome
-
-
-@pytest.fixture
-def copied(good: Outcome, tmp_path: Path) -> Path:
-    """An artifact that holds, to be spoilt."""
-    shutil.copytree(good.folder, tmp_path / "compress")
-    return tmp_path / "compress" / "artifact"
 
 
 def with_layers(trained: Trained, make: Callable[[nn.Linear], nn.Module]) -> nn.Module:
@@ -153,9 +145,7 @@ def test_dead_fp32_weights_fail(trained: Trained, tmp_path: Path, copied: Path) 
 
 
 def test_one_flipped_byte_fails(copied: Path) -> None:
-    content = bytearray((copied / "model.pt2").read_bytes())
-    content[len(content) // 2] ^= 1
-    (copied / "model.pt2").write_bytes(content)
+    flip_a_byte(copied / "model.pt2")
     with pytest.raises(ExportError, match="was altered"):
         check_here(copied)
 

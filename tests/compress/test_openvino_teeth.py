@@ -40,13 +40,6 @@ def good(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return outcome
 
 
-@pytest.fixture
-def copied(good: Outcome, tmp_path: Path) -> Path:
-    """An artifact that holds, to be spoilt."""
-    shutil.copytree(good.folder, tmp_path / "compress")
-    return tmp_path / "compress" / "artifact"
-
-
 def spoil(place: Path, change: Callable[[Element], None]) -> None:
     """Change the graph and cover it up."""
     root = ElementTree.fromstring((place / "model.xml").read_bytes())

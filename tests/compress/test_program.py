@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -42,12 +41,6 @@ def good(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     outcome = compress(trained, tmp_path_factory.mktemp("good") / "compress", timed=False)
     assert outcome.ok, outcome.error
     return outcome
-
-
-@pytest.fixture
-def copied(good: Outcome, tmp_path: Path) -> Path:
-    shutil.copytree(good.folder, tmp_path / "compress")
-    return tmp_path / "compress" / "artifact"
 
 
 def edit(place: Path, change: Callable[[Records], None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +122,6 @@ def test_the_file_holds_with_the_models_code_and_no_more(good: Outcome) -> None:
     assert found["size_ratio"] > 2
     assert set(ALWAYS_REFUSED) - set(RUNTIME.code) == {"ray", "mlflow", "orchestrator.train"}
     assert not any(each.RUNTIME.code for each in (aoti, onnx, openvino, program))
-
-
-@pytest.fixture
-def copied(good: Outcome, tmp_path: Path) -> Path:
-    shutil.copytree(good.folder, tmp_path / "compress")
-    return tmp_path / "compress" / "artifact"
 
 
 def spoil(place: Path, **changes: torch.Tensor | None) -> None:

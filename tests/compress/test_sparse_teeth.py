@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from orchestrator.errors import ExportError
 from orchestrator.export.program import load_program, save_program
 from orchestrator.spec.load import load_spec
 
-from .making import check_here, context_of, make_trained, rewrite
+from .making import check_here, context_of, flip_a_byte, make_trained, rewrite
 from .pretended import pretended_gpu
 from .test_float8 import job
 from .test_float8_teeth import claim, with_layers
@@ -45,13 +44,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         outcome = compress(made, tmp_path_factory.mktemp("good") / "compress", timed=False)
     assert outcome.ok, outcome.error
     return outcome
-
-
-@pytest.fixture
-def copied(good: Outcome, tmp_path: Path) -> Path:
-    """An artifact that holds, to be spoilt."""
-    shutil.copytree(good.folder, tmp_path / "compress")
-    return tmp_path / "compress" / "artifact"
 
 
 def says(trained: Trained, model: nn.Module, folder: Path) -> Path:
@@ -201,9 +193,7 @@ class Only(nn.Module):
 
 
 def test_one_flipped_byte_fails(copied: Path) -> None:
-    content = bytearray((copied / "model.pt2").read_bytes())
-    content[len(content) // 2] ^= 1
-    (copied / "model.pt2").write_bytes(content)
+    flip_a_byte(copied / "model.pt2")
     with pytest.raises(ExportError, match="was altered"):
         judged(copied)
 

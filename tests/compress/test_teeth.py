@@ -37,13 +37,6 @@ def good(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return outcome
 
 
-@pytest.fixture
-def copied(good: Outcome, tmp_path: Path) -> Path:
-    """An artifact that holds, to be spoilt."""
-    shutil.copytree(good.folder, tmp_path / "compress")
-    return tmp_path / "compress" / "artifact"
-
-
 def test_a_file_opened_where_it_lies_answers_as_its_bytes_do(copied: Path) -> None:
     inputs = np.random.default_rng(0).random((5, 1, 8, 8)).astype("float32")
     found = open_deployed(copied, "onnx")(inputs)
