@@ -67,13 +67,18 @@ def zeroed(weight: torch.Tensor) -> torch.Tensor:
     return groups.scatter(1, least, 0.0).view_as(weight)
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def make_good(folder: Path) -> Outcome:
+    """Return a compression whose file holds."""
     with pretended_gpu():
         trained = make_trained(load_spec(job(WIDE, steps=STEPS)), epochs=3)
-        outcome = compress(trained, tmp_path_factory.mktemp("good") / "compress", timed=False)
+        outcome = compress(trained, folder / "compress", timed=False)
     assert outcome.ok, outcome.error
     return outcome
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return make_good(tmp_path_factory.mktemp("good"))
 
 
 def test_what_is_kept_is_the_weight_in_bfloat16() -> None:

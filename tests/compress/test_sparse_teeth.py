@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.compress.manifest import read_page
-from orchestrator.compress.pipeline import Outcome, Trained, compress
+from orchestrator.compress.pipeline import Outcome, Trained
 from orchestrator.compress.runtimes.base import runtime_of
 from orchestrator.compress.sparse import Halves, Product, keep_two
 from orchestrator.compress.writers.sparse import to_sparse
@@ -23,7 +23,7 @@ from .making import check_here, context_of, flip_a_byte, make_trained, rewrite
 from .pretended import pretended_gpu
 from .test_float8 import job
 from .test_float8_teeth import claim, with_layers
-from .test_sparse import STEPS, WIDE, zeroed
+from .test_sparse import STEPS, WIDE, make_good, zeroed
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +39,7 @@ def trained() -> Trained:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    with pretended_gpu():
-        made = make_trained(load_spec(job(WIDE, steps=STEPS)), epochs=3)
-        outcome = compress(made, tmp_path_factory.mktemp("good") / "compress", timed=False)
-    assert outcome.ok, outcome.error
-    return outcome
+    return make_good(tmp_path_factory.mktemp("good"))
 
 
 def says(trained: Trained, model: nn.Module, folder: Path) -> Path:
